@@ -9,7 +9,6 @@ __all__ = ['COMPONENT_MODULES', 'nearest', 'UnknownName', 'load_components', 'sa
 import difflib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from html import escape
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -50,27 +49,30 @@ COMPONENT_MODULES += ["nip.graph_isomorphism", "nip.losses", "nip.rl", "nip.ppo"
 _loaded: set[str] = set()  # Modules and entry points loaded already, or being loaded further up the stack
 
 # %% ../nbs/00_registry.ipynb #c010
-def _load_once(key: str, load: Callable[[], Any]):
-    if key in _loaded:
+def _load_once(name: str, load: Callable[[], Any]):
+    if name in _loaded:
         return
-    _loaded.add(key)
+    _loaded.add(name)
     try:
         load()
     except BaseException:
-        _loaded.discard(key)  # so that the next attempt meets the same error, and not a half-filled registry
+        _loaded.discard(name)  # so that the next attempt meets the same error, and not a half-filled registry
         raise
+
+
+def _load_entry_points():
+    for entry in entry_points(group="nip.components"):
+        try:
+            entry.load()
+        except Exception as error:  # noqa: BLE001 whatever a plug-in may raise
+            warnings.warn(f"component {entry.name} ({entry.value}) cannot be loaded: {error!r}", stacklevel=4)
 
 
 def load_components():
     "Import everything that registers components: ours, and the entry points `nip.components` of other packages"
     for module in COMPONENT_MODULES:
-        if module in _loaded or find_spec(module) is not None:
-            _load_once(module, partial(import_module, module))
-    for entry in entry_points(group="nip.components"):
-        try:
-            _load_once(f"{entry.name}={entry.value}", entry.load)
-        except Exception as error:  # noqa: BLE001 whatever a plug-in may raise
-            warnings.warn(f"component {entry.name} ({entry.value}) cannot be loaded: {error!r}", stacklevel=2)
+        _load_once(module, lambda module=module: find_spec(module) and import_module(module))
+    _load_once("nip.components", _load_entry_points)
 
 # %% ../nbs/00_registry.ipynb #c013
 def _origin(obj) -> tuple[str, str]:
