@@ -191,9 +191,9 @@ def _convert_union(value, members, path):
             errors.append(error)
     if results:
         return next((r for r in results if type(r) is type(value)), results[0])
-    deepest = max(errors, key=lambda error: len(error.path))
-    if len(deepest.path) > len(path):
-        raise deepest
+    inside = [error for error in errors if error.path != path]
+    if inside:
+        raise max(inside, key=lambda error: (not isinstance(error, UnknownParameter), len(error.path)))
     raise ParameterError(path, value, f"must be {describe(Union[members])}")
 
 
@@ -427,24 +427,19 @@ def field_docs(cls: type[Parameters]) -> dict[str, str]:
     return docs
 
 # %% ../nbs/10_parameters.ipynb #c036
-def _rows(self: Parameters, names) -> list[list[str]]:
-    docs = field_docs(type(self))
-    code = "<code>{}</code>".format
+def _table(self: Parameters, names) -> str:
+    docs, rows = field_docs(type(self)), []
+    code = lambda value: f"<code>{escape(_show(value))}</code>" if value is not MISSING else ""
     for name in names:
-        default = self._default(name)
-        value = code(escape(_show(getattr(self, name))))
-        shown = f"<b>{value}</b>" if _differs(self, name) else value
-        yield [
-            code(name),
-            shown,
-            "" if default is MISSING else code(escape(_show(default))),
-            escape(docs.get(name, "")),
-        ]
+        value = code(getattr(self, name))
+        value = f"<b>{value}</b>" if _differs(self, name) else value
+        rows.append([f"<code>{name}</code>", value, code(self._default(name)), escape(docs.get(name, ""))])
+    return html_table(["parameter", "value", "default", ""], rows, type(self).__name__)
 
 
 @patch
 def _repr_html_(self: Parameters) -> str:
-    return html_table(["parameter", "value", "default", ""], _rows(self, self._specs()), type(self).__name__)
+    return _table(self, self._specs())
 
 # %% ../nbs/10_parameters.ipynb #c041
 scenarios = Registry("scenario")
@@ -789,11 +784,10 @@ def _fold(title: str, differs: bool, content: str) -> str:
 @patch
 def _repr_html_(self: HyperParameters) -> str:
     plain = [name for name in _dataclass_specs(type(self)) if name != "agents"]
-    table = html_table(["parameter", "value", "default", ""], _rows(self, plain))
     default = self.agents._base()
     agents = [_fold(f"agents.{n}", v != default, v._repr_html_()) for n, v in self.agents.items()]
     groups = [_fold(n, _differs(self, n), getattr(self, n)._repr_html_()) for n in parameter_groups]
-    return table + "".join(agents + groups)
+    return _table(self, plain) + "".join(agents + groups)
 
 # %% ../nbs/10_parameters.ipynb #c077
 @patch(cls_method=True)
