@@ -69,7 +69,7 @@ def _load_entry_points():
 
 
 def load_components():
-    "Import everything that registers components: ours, and the entry points `nip.components` of other packages"
+    "Import what registers components: our modules, and the entry points `nip.components` of other packages"
     for module in COMPONENT_MODULES:
         _load_once(module, lambda module=module: find_spec(module) and import_module(module))
     _load_once("nip.components", _load_entry_points)
