@@ -104,7 +104,15 @@ def param(
     default_factory=None,  # Makes the default, where it is mutable
 ):
     "A dataclass field with conditions on its value; in a list, they hold for each item"
-    conditions = dict(choices=choices, ge=ge, gt=gt, le=le, lt=lt, finite=finite, keep_for=keep_for)
+    conditions = {
+        "choices": choices,
+        "ge": ge,
+        "gt": gt,
+        "le": le,
+        "lt": lt,
+        "finite": finite,
+        "keep_for": keep_for,
+    }
     return field(default=default, default_factory=default_factory or MISSING, metadata=conditions)
 
 # %% ../nbs/00a_checked.ipynb #c013
@@ -182,7 +190,7 @@ def _convert_union(value, members, path):
     inside = [error for error in errors if error.path != path]
     if inside:
         raise max(inside, key=lambda error: (not isinstance(error, UnknownParameter), len(error.path)))
-    raise ParameterError(path, value, f"must be {describe(Union[members])}")
+    raise ParameterError(path, value, "must be " + " or ".join(map(describe, members)))
 
 
 def _tagged(value, members, path):
@@ -192,9 +200,8 @@ def _tagged(value, members, path):
         return members
     tagged = tuple(m for m, names in families.items() if value["_type"] in names)
     if not tagged:
-        raise ParameterError(
-            f"{path}._type", value["_type"], "is not valid here", sum(map(list, families.values()), [])
-        )
+        known = [name for names in families.values() for name in names]
+        raise ParameterError(f"{path}._type", value["_type"], "is not valid here", known)
     return tagged
 
 # %% ../nbs/00a_checked.ipynb #c019

@@ -281,7 +281,7 @@ def from_yaml(
     **options,  # Of `from_dict`
 ):
     "Hyper-parameters from YAML"
-    return cls.from_dict(yaml.load(_text(source), Loader=_Loader), **options)  # noqa: S506 a safe loader
+    return cls.from_dict(yaml.load(_text(source), Loader=_Loader), **options)
 
 
 @patch(cls_method=True)
