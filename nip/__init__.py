@@ -1,0 +1,40 @@
+__version__ = "0.1.0"
+
+from importlib import import_module
+
+_MODULES = {
+    "registry": ["Registry"],
+    "settings": ["ExperimentSettings"],
+    "tracking": ["RunStore"],
+    "parameters": ["HyperParameters", "AgentsParameters", "ParameterError", "Parameters", "param", "register_parameters"],
+    "groups": [
+        "SpgParameters", "ReinforceParameters", "SoloAgentParameters", "TextRlParameters", "PureTextEiParameters",
+        "PureTextMaltParameters", "ImageClassificationParameters", "CodeValidationParameters", "DebateProtocolParameters",
+        "MnipProtocolParameters", "ZkProtocolParameters", "MessageRegressionParameters", "BaseRunParameters",
+    ],
+    "protocols": ["CommonProtocolParameters", "NipProtocolParameters"],
+    "data": ["DatasetParameters"],
+    "agents": [
+        "LrFactors", "ConstantUpdateSchedule", "ContiguousPeriodicUpdateSchedule", "AlternatingPeriodicUpdateSchedule",
+        "AgentParameters", "RandomAgentParameters",
+    ],
+    "scenario": ["ScenarioInstance", "build_scenario_instance", "register_scenario"],
+    "graph_isomorphism": ["GraphIsomorphismAgentParameters"],
+    "trainer": ["register_trainer"],
+    "rl": ["RlTrainerParameters"],
+    "ppo": ["CommonPpoParameters", "VanillaPpoParameters"],
+    "run": ["run_experiment", "prepare_experiment", "preset", "presets", "Result"],
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = list(_HOME)
+
+
+def __getattr__(name):
+    "Names of the public interface are imported when they are first asked for, so that `import nip` is light"
+    if name not in _HOME:
+        raise AttributeError(f"module 'nip' has no attribute {name!r}")
+    return getattr(import_module(f"nip.{_HOME[name]}"), name)
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])
