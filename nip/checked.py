@@ -42,7 +42,7 @@ class ParameterError(ValueError):
         self,
         path: str,  # Address of the parameter: `"rl.lr"`
         value: Any,  # What it was to be, or `MISSING`
-        why: str,  # What is wrong: "must be > 0", or with choices "is not a registered protocol"
+        why: str,  # What is wrong: "must be > 0", or with the value as its subject "is not a protocol"
         choices=None,  # All valid values, where they can be listed
     ):
         self.path, self.value, self.why = path, value, why
@@ -50,12 +50,13 @@ class ParameterError(ValueError):
         super().__init__(path, value, why, self.choices)
 
     def __str__(self):
-        if self.choices is None:
-            return f"{self.path}: {self.why}" + (
-                "" if self.value is MISSING else f", got {_short(self.value)}"
-            )
-        hint = valid_hint(nearest(self.value, self.choices), self.choices)
-        return f"{self.path}: {_short(self.value)} {self.why}{hint}"
+        if self.value is MISSING:
+            text = self.why
+        else:
+            value = _short(self.value)
+            text = f"{value} {self.why}" if self.why.startswith("is ") else f"{self.why}, got {value}"
+        hint = "" if self.choices is None else valid_hint(nearest(self.value, self.choices), self.choices)
+        return f"{self.path}: {text}{hint}"
 
 # %% ../nbs/00a_checked.ipynb #c008
 class UnknownParameter(ParameterError):

@@ -190,4 +190,6 @@ class BaseRunParameters(Parameters):
 
     def check(self):
         if self.base_run_type != "none" and self.run_id is None:
-            raise ParameterError("run_id", None, f"is needed where base_run_type is {self.base_run_type!r}")
+            raise ParameterError(
+                "run_id", None, f"must be given where base_run_type is {self.base_run_type!r}"
+            )
