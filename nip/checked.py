@@ -8,6 +8,7 @@ __all__ = ['BOUNDS', 'ACCEPTED', 'IN_WORDS', 'META', 'valid_hint', 'ParameterErr
            'family', 'build', 'plain', 'differs', 'show', 'field_docs', 'parameters_table']
 
 # %% ../nbs/00a_checked.ipynb #c002
+import ast
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -15,7 +16,11 @@ from contextvars import ContextVar
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cache
 from html import escape
+from inspect import getsource
+from io import StringIO
 from numbers import Integral, Real
+from textwrap import dedent
+from tokenize import COMMENT, generate_tokens
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -412,21 +417,26 @@ def show(value) -> str:
     changed = [f"{name}={show(getattr(value, name))}" for name in value._specs() if differs(value, name)]
     return f"{type(value).__name__}({', '.join(changed)})"
 
-
+# %% ../nbs/00a_checked.ipynb #c036
 @cache
 def field_docs(cls: type[Parameters]) -> dict[str, str]:
-    "The comments beside the fields of a parameters class, as far as its source is at hand"
-    from fastcore.docments import docments
-
+    "The comments beside the fields of a parameters class, where its source is at hand"
     docs = {}
     for base in filter(is_dataclass, reversed(cls.__mro__)):
         try:
-            docs |= {name: doc for name, doc in docments(base).items() if doc}
+            source = dedent(getsource(base))
         except (OSError, TypeError):  # defined in a notebook
-            pass
+            continue
+        tokens = [t for t in generate_tokens(StringIO(source).readline) if t.type == COMMENT]
+        for node in ast.parse(source).body[0].body:
+            if isinstance(node, ast.AnnAssign):
+                inside = [t.string for t in tokens if node.lineno <= t.start[0] <= node.end_lineno]
+                docs |= (
+                    {node.target.id: " ".join(comment.lstrip("# ") for comment in inside)} if inside else {}
+                )
     return docs
 
-# %% ../nbs/00a_checked.ipynb #c036
+# %% ../nbs/00a_checked.ipynb #c037
 def parameters_table(self: Parameters, names) -> str:
     "Some parameters as an HTML table"
     docs, rows = field_docs(type(self)), []
