@@ -18,7 +18,7 @@ from .registry import Registry
 # %% auto #0
 __all__ = ['activations', 'message_selectors', 'make_mlp', 'initialise', 'RunningNorm', 'gathering_statistics', 'ObservationNorm',
            'MessageFeatures', 'slots_of_rounds', 'without_last_message', 'MlpSelector', 'LikenessSelector',
-           'UniformSelector', 'PolicyHead', 'ValueHead']
+           'UniformSelector', 'PolicyHead', 'ValueHead', 'SoloHead']
 
 # %% ../nbs/41_networks.ipynb #c005
 activations = Registry("activation function")
@@ -153,17 +153,17 @@ class MlpSelector(nn.Module):
 class LikenessSelector(nn.Module):
     "Scores each candidate by its likeness to the one last named in the channel and position"
 
-    def __init__(self, context: PartContext, d_instance: int):
+    def __init__(self, context: PartContext, d_instance: int, epsilon: float = 1e-3):
         super().__init__()
         self.norm = RunningNorm(context.hyper_params.d_representation, affine=False)
-        self.log_scale = nn.Parameter(torch.tensor(5.0).log())
+        self.log_scale, self.epsilon = nn.Parameter(torch.zeros(())), epsilon
 
     def forward(self, candidates: Tensor, instance: Tensor, message: Tensor) -> Tensor:
-        "As `MlpSelector`: −scale · ‖candidate − named‖² / d"
+        "As `MlpSelector`: −scale · log(1 + ‖candidate − named‖² / (d ε))"
         candidates = self.norm(candidates)
         named = torch.einsum("bcpk,bkd->bcpd", message, candidates)
         distance = (candidates[:, None, None] - named.unsqueeze(-2)).square().mean(-1)
-        return -self.log_scale.exp() * distance * message.sum(-1, keepdim=True)
+        return -self.log_scale.exp() * (distance / self.epsilon).log1p() * message.sum(-1, keepdim=True)
 
 
 @message_selectors.register("uniform")
@@ -245,3 +245,17 @@ class ValueHead(AgentPart):
 
     def forward(self, inputs):
         return {"value": self.judge(inputs["instance_repr"].flatten(1), inputs["round"]).squeeze(-1)}
+
+# %% ../nbs/41_networks.ipynb #c023
+class SoloHead(AgentPart):
+    "Logits of the label `[B 2]`, for supervised learning"
+
+    in_keys, out_keys = ("instance_repr", "round"), ("label_logits",)
+
+    def __init__(self, context: PartContext, num_parts: int):
+        super().__init__(context)
+        p, d = context.params, num_parts * context.hyper_params.d_representation
+        self.judge = initialise(_Judge(context, d, p.d_decider, p.num_decider_layers, 2, False), p)
+
+    def forward(self, inputs):
+        return {"label_logits": self.judge(inputs["instance_repr"].flatten(1), inputs["round"])}
