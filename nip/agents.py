@@ -179,12 +179,13 @@ class Agent:
     policy_head: AgentPart | None = None  # Message and decision
     value_body: AgentPart | None = None  # Representation for the value head, where it has its own
     value_head: AgentPart | None = None  # Expected return
+    solo_head: AgentPart | None = None  # The label, for supervised learning
     whole: WholeAgent | None = None  # All in one
 
     @property
     def parts(self) -> dict[str, AgentPart]:
         "The parts that there are, by name"
-        names = ("body", "policy_head", "value_body", "value_head", "whole")
+        names = ("body", "policy_head", "value_body", "value_head", "solo_head", "whole")
         return {n: part for n in names if (part := getattr(self, n)) is not None}
 
     @property

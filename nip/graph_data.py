@@ -249,7 +249,7 @@ def load_graph_pairs(
     recipe = recipes(name)[split]
     folder = _folder() / name / split
     if recipe is None:  # read from elsewhere: there is no making it again
-        td = cached(folder, _not_to_be_made, {"imported": name})
+        td = cached(folder, _not_to_be_made, meta={"imported": name})
     else:
         meta = {"recipe": recipe.to_dict(), "seed": derive_seed(0, "graph pairs", name, split), "version": 1}
 
@@ -261,7 +261,7 @@ def load_graph_pairs(
                 )
             return make_graph_pairs(recipe, meta["seed"], taken, progress)
 
-        td = cached(folder, make, meta, ignore_cache)
+        td = cached(folder, make, meta=meta, ignore_cache=ignore_cache)
     return Dataset(td, f"{len(td)} pairs of graphs of {_sizes(td)} nodes ({name}, {split})")
 
 
@@ -342,7 +342,7 @@ def import_data_pt(name: str, train: str | Path, test: str | Path) -> list[Datas
         pad = n - td["node_mask"].shape[-1]
         td["adjacency"] = torch.nn.functional.pad(td["adjacency"], (0, pad, 0, pad))
         td["node_mask"] = torch.nn.functional.pad(td["node_mask"], (0, pad))
-        cached(_folder() / name / split, lambda td=td: td, {"imported": name}, ignore_cache=True)
+        cached(_folder() / name / split, lambda td=td: td, meta={"imported": name}, ignore_cache=True)
     return [load_graph_pairs(name, split) for split in ("train", "test")]
 
 # %% ../nbs/31_graph_data.ipynb #c037

@@ -282,7 +282,8 @@ class GraphIsomorphismScenario(Scenario):
         data = load_graph_pairs(
             hp.dataset, split, ignore_cache=settings.ignore_cache, progress=settings.tqdm_func
         )
-        return data.first(hp.dataset_options.max_train_size) if split == "train" else data
+        limit = hp.dataset_options.max_train_size if split == "train" else None
+        return data if limit is None else Dataset(data.td[:limit], f"the first {limit} of {data.description}")
 
     def message_space(self, *datasets: Dataset) -> MessageSpace:
         return MessageSpace("node_selected", (2, max(d.td["node_mask"].shape[-1] for d in datasets)))

@@ -112,8 +112,7 @@ class MessageFeatures(nn.Module):
 
 
 def slots_of_rounds(protocol, kind: str) -> Tensor:
-    """The feature in which each round's message is noted `[round]`: its own (`"round"`), or one for a question and its
-    answers (`"exchange"`)"""
+    "The feature that notes each round's message `[round]`: its own, or one for a question and its answers (`kind='exchange'`)"
     rounds = torch.arange(protocol.max_message_rounds)
     if kind == "round":
         return rounds
