@@ -155,7 +155,7 @@ class LikenessSelector(nn.Module):
     def __init__(self, context: PartContext, d_instance: int, epsilon: float = 1e-3):
         super().__init__()
         self.norm = RunningNorm(context.hyper_params.d_representation, affine=False)
-        self.log_scale, self.epsilon = nn.Parameter(torch.zeros(())), epsilon
+        self.log_scale, self.epsilon = nn.Parameter(torch.tensor(3.0).log()), epsilon
 
     def forward(self, candidates: Tensor, instance: Tensor, message: Tensor) -> Tensor:
         "As `MlpSelector`: −scale · log(1 + ‖candidate − named‖² / (d ε))"
