@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import sha256
@@ -295,7 +295,7 @@ def _read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"checkpoint {folder.name} of {folder.parents[1].name} is damaged: wrong checksum")
     return safetensors.load(weights), record["state"]
 
-
+# %% ../nbs/03_tracking.ipynb #c027
 @patch
 def load_checkpoint(
     self: Run,
@@ -311,7 +311,7 @@ def load_checkpoint(
             warnings.warn(f"{error}: trying an older one", stacklevel=3)
     raise FileNotFoundError(f"run {self.id} has no sound checkpoint")
 
-# %% ../nbs/03_tracking.ipynb #c029
+# %% ../nbs/03_tracking.ipynb #c030
 @patch
 def finish(
     self: Run,
@@ -326,7 +326,7 @@ def finish(
     if "logger" in self.__dict__:
         self.__dict__.pop("logger").handlers[0].close()
 
-# %% ../nbs/03_tracking.ipynb #c031
+# %% ../nbs/03_tracking.ipynb #c032
 class RunStore:
     "A folder of runs"
 
@@ -354,7 +354,7 @@ class RunStore:
                         f"run {run_id!r} exists in {self.root}; choose another run_id"
                     ) from None
 
-# %% ../nbs/03_tracking.ipynb #c032
+# %% ../nbs/03_tracking.ipynb #c033
 @patch
 def create(
     self: RunStore,
@@ -362,8 +362,7 @@ def create(
     settings=None,  # `ExperimentSettings`, or a dict
     run_id: str | None = None,  # None: made up of scenario, protocol, trainer and time
     command: str | None = None,  # What was run; None: the command line of this process
-    trackers: Mapping[str, Tracker]
-    | tuple[str, ...] = (),  # Who else is told: names of registered ones, or objects
+    told: Iterable[str] = (),  # Names of trackers
 ) -> Run:
     "A new run"
     params = plain(hyper_params)
@@ -371,17 +370,11 @@ def create(
     run.write("settings", plain(settings) if settings is not None else {})
     run.write("versions", provenance(command))
     atomic_write(run.dir / "hyper_params.yaml", yaml.safe_dump(params, sort_keys=False, allow_unicode=True))
-    run.trackers = (
-        dict(trackers) if isinstance(trackers, Mapping) else {name: _tracker(name) for name in trackers}
-    )
+    run.trackers = {name: trackers[name]() for name in told}
     run._tell("start", run, hyper_params, settings)
     return run
 
-
-def _tracker(name: str) -> Tracker:
-    return trackers[name]()
-
-
+# %% ../nbs/03_tracking.ipynb #c034
 @patch
 def open(self: RunStore, run_id: str) -> Run:
     "A run that is there"
@@ -396,7 +389,7 @@ def ids(self: RunStore) -> list[str]:
     files = [(p.stat().st_mtime, p.parent.name) for p in self.root.glob("*/hyper_params.yaml")]
     return [name for _, name in sorted(files)]
 
-# %% ../nbs/03_tracking.ipynb #c036
+# %% ../nbs/03_tracking.ipynb #c038
 @patch
 def _repr_html_(self: RunStore) -> str:
     rows = []
