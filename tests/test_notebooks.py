@@ -60,4 +60,4 @@ def test_notebook(path, request):
         if process.is_alive():
             process.join(timeout=5)
             process.kill()
-    assert good, f"{path.name} failed: its traceback is above"
+    assert good, f"{path.name} failed; its traceback is among the captured output"
