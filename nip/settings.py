@@ -27,7 +27,9 @@ class ExperimentSettings(Parameters):
 
     _label = "settings"
     device: str = "cpu"  # Where tensors live: "cpu", "cuda", "cuda:1", "mps"
-    num_threads: int | None = param(None, ge=1)  # CPU threads of PyTorch; None: as they are
+    num_threads: int | None = param(
+        1, ge=1
+    )  # CPU threads of PyTorch; more are slower for small networks; None: as they are
     num_dataset_threads: int = param(8, ge=0)  # Threads that prepare data
     num_rollout_workers: int = param(4, ge=0)  # Processes that play rollouts of text agents
     pin_memory: bool = True  # Copy to the GPU from page-locked memory
