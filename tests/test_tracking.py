@@ -1,0 +1,103 @@
+"What a notebook cannot show of the run store: processes that are killed, and many at once."
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from nip.tracking import RunStore
+
+HYPER_PARAMS = {"scenario": "parity", "interaction_protocol": "nip", "trainer": "vanilla_ppo"}
+
+
+def start(code: str, *args) -> subprocess.Popen:
+    "A Python process that runs `code`"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, args)], text=True, **pipes)
+
+
+CREATE = """
+import sys
+from nip.tracking import RunStore
+store = RunStore(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+for i in range(5):
+    print(store.create({"scenario": "s", "trainer": "t"}).id)
+try:
+    print(store.create({}, run_id="mine").id)
+except FileExistsError:
+    print("taken")
+"""
+
+
+def test_processes_get_runs_of_their_own(tmp_path):
+    racers = [start(CREATE, tmp_path) for _ in range(3)]
+    for racer in racers:
+        assert racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    said = [name for racer in racers for name in racer.communicate(timeout=60)[0].split()]
+    ids = [name for name in said if name != "taken"]
+    assert said.count("taken") == 2 and len(set(ids)) == len(ids) == 16
+    assert sorted(RunStore(tmp_path).ids()) == sorted(ids)
+
+
+WRITE = """
+import sys
+import torch
+from nip.tracking import RunStore
+run = RunStore(sys.argv[1]).create({"scenario": "s"}, run_id="run")
+tensors = {f"w{i}": torch.zeros(100_000) for i in range(4)}
+for step in range(1, 10**6):
+    run.log(step, {f"metric {i}": step for i in range(50)})
+    run.save_checkpoint(step, {name: t + step for name, t in tensors.items()}, {"step": step})
+    if step == 3:
+        print("ready", flush=True)
+"""
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.013, 0.047])
+def test_killed_while_writing(tmp_path, delay):
+    writer = start(WRITE, tmp_path)
+    assert writer.stdout.readline() == "ready\n"
+    time.sleep(delay)
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.wait()
+
+    run = RunStore(tmp_path).open("run")
+    assert run.status == "unfinished"
+    tensors, state = run.load_checkpoint()
+    assert state == {"step": run.latest_checkpoint()} and 1 <= len(run.checkpoints) <= 3
+    assert all(torch.equal(t, torch.full((100_000,), float(state["step"]))) for t in tensors.values())
+
+    history = run.history
+    assert history.index.tolist() == list(range(1, len(history) + 1)) and len(history) >= state["step"]
+    assert (history["metric 49"] == history.index).all()
+
+    run.log(state["step"] + 1, {"metric 0": -1})
+    run.save_checkpoint(state["step"] + 1, tensors, {})
+    assert len(run.checkpoints) <= run.keep
+    assert run.history.loc[state["step"] + 1, "metric 0"] == -1
+
+
+def test_torn_at_every_byte(tmp_path):
+    run = RunStore(tmp_path).create(HYPER_PARAMS, run_id="run")
+    run.log(1, {"loss": 1.0})
+    run.log(2, {"loss": float("inf")})
+    file = run.dir / "metrics.jsonl"
+    whole = file.read_bytes()
+    for length in range(len(whole) + 1):
+        file.write_bytes(whole[:length])
+        steps = whole[:length].count(b"\n")
+        again = RunStore(tmp_path).open("run")
+        assert len(again.history) == steps
+        again.log(9, {"loss": 0.5})
+        assert again.history.index.tolist() == [*range(1, steps + 1), 9]
+        [json.loads(line, parse_constant=pytest.fail) for line in file.read_text().splitlines()]
