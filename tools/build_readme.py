@@ -39,6 +39,7 @@ def visible(notebook):
 def convert() -> tuple[str, dict[str, bytes]]:
     "The text, and pictures by path"
     notebook = visible(nbformat.read(ROOT / "index.ipynb", as_version=4))
+    notebook.metadata["language_info"] = {"name": "python"}  # so that blocks say what they are in
     text, resources = MarkdownExporter().from_notebook_node(
         notebook, {"unique_key": "index", "output_files_dir": IMAGES}
     )
