@@ -163,7 +163,10 @@ def main() -> int:
     nbdev.doclinks._build_modidx()
     nbdev_sidebar.__wrapped__(path=get_config().nbs_path)
     proc_nbs(n_workers=0, force=True)
-    shutil.copy2(ROOT / "nbs" / "styles.css", PROC / "styles.css")
+    for linked in ("nbs/styles.css", "CHANGELOG.md", "CONTRIBUTING.md"):
+        shutil.copy2(ROOT / linked, PROC)
+    if (ROOT / "images").exists():
+        shutil.copytree(ROOT / "images", PROC / "images")
     rename_pages()
     relative_links()
     if code := smalldocs(["render", "--quiet", str(PROC)]):
