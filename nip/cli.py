@@ -27,8 +27,8 @@ def demo_table(results: dict[str, object]) -> str:
     return "\n".join(lines)
 
 
-def demo_picture(results: dict[str, object], path: Path) -> Path:
-    "Learning curves of several results, saved to `path`"
+def demo_picture(results: dict[str, object], ceiling: float, path: Path) -> Path:
+    "Learning curves of several results, and the `ceiling` of a lone verifier, saved to `path`"
     import matplotlib
 
     matplotlib.use("agg")
@@ -40,14 +40,29 @@ def demo_picture(results: dict[str, object], path: Path) -> Path:
         (line,) = ax.plot([(i + 1) / len(curve) for i in range(len(curve))], curve, label=name)
         m = result.metrics
         ax.axhspan(m["test_accuracy_low"], m["test_accuracy_high"], color=line.get_color(), alpha=0.15, lw=0)
-    ax.axhline(0.5, color="grey", lw=0.8, ls=":")
+    ax.axhline(ceiling, color="grey", lw=0.8, ls=":")
+    ax.text(
+        1,
+        ceiling,
+        f"no verifier of its depth can pass {ceiling:.0%} alone",
+        ha="right",
+        va="bottom",
+        color="grey",
+        size=8,
+    )
     ax.set(
         xlabel="share of training",
         ylabel="share of right verdicts",
         ylim=(0.4, 1.01),
         title="A weak verifier learns to use a prover",
     )
-    ax.legend(loc="lower right", frameon=False, title="band: test accuracy, 95 %")
+    ax.legend(
+        loc="lower right",
+        frameon=False,
+        title="band: test accuracy, 95 %",
+        title_fontsize=8,
+        bbox_to_anchor=(1, 0.32),
+    )
     fig.tight_layout()
     fig.savefig(path, dpi=150)
     return path
@@ -55,6 +70,7 @@ def demo_picture(results: dict[str, object], path: Path) -> Path:
 # %% ../nbs/98a_cli.ipynb #c006
 def demo(args) -> int:
     "Train a weak verifier with a prover, and alone; print and draw the outcome"
+    from nip.graph_data import lone_verifier_ceiling
     from nip.run import preset, run_experiment
 
     changes = {"seed": args.seed} if args.seed is not None else {}
@@ -70,11 +86,14 @@ def demo(args) -> int:
         results[name] = run_experiment(hyper_params, device=args.device)
         if results[name].status != "finished":
             return 130
-    folder = results["with a prover"].run_dir
-    picture = demo_picture(results, folder / "learning_curve.png")
+    pair = results["with a prover"]
+    layers = pair.scenario_instance.hyper_params.agents["verifier"].num_gnn_layers
+    ceiling = lone_verifier_ceiling(pair.scenario_instance.test_dataset.td, layers)
+    picture = demo_picture(results, ceiling, pair.run_dir / "learning_curve.png")
     print(
         f"\nTest accuracy of the same verifier, on pairs of graphs it has not seen:\n\n{demo_table(results)}\n"
     )
+    print(f"Alone, no verifier of {layers} layers can pass {ceiling:.1%} on these pairs.\n")
     print(
         f"Learning curve: {picture}\nRun folders:    "
         + "\n                ".join(str(r.run_dir) for r in results.values())
@@ -93,8 +112,7 @@ def parse_changes(pairs: list[str]) -> dict:
 def run_file(args) -> int:
     "Train what a YAML or JSON file of hyper-parameters describes"
     from nip.parameters import HyperParameters
-    from nip.run import preset, run_experiment
-    from nip.run import presets
+    from nip.run import preset, presets, run_experiment
 
     hyper_params = preset(args.file) if args.file in presets else HyperParameters.load(args.file)
     hyper_params = hyper_params.replace(parse_changes(args.set))

@@ -15,13 +15,13 @@ from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from .agents import LrFactors
-from .combined import ActionSampler, log_prob_and_entropy, may_decide
+from .combined import ActionSampler, may_decide
 from .environment import MAX_EPISODE_SEED, Environment
 from .losses import masked_mean, standardise, turn_advantages
 from .networks import ObservationNorm, RunningNorm, gathering_statistics
 from .parameters import ParameterError, Parameters, param, register_parameters
 from .protocol import ACCEPT, NO_DECISION, build_protocol_handler
-from .settings import derive_seed, generator
+from .settings import generator
 from .trainer import Trainer, TrainingError
 
 # %% auto #0
@@ -423,16 +423,17 @@ def agent_statistics(
     speaks = agents["active"][:, :, i]  # [B time channel]
     logits, decisions = agents["message_logits"][:, :, i][speaks], agents["decision_logits"][:, :, i]
     entropy, largest = spread(logits, logits > -1e8)
-    doubts = decisions[may_decide(played.reshape(-1), self.is_verifier)[:, i].view(played.shape)]
-    doubt, _ = spread(doubts, doubts > -1e8)
     ids = played["id"][over]
     stats = {
         "mean_step_reward": _mean(agents["reward"][..., i]), "mean_episode_reward": _mean(totals),
         "worst_episode_reward": per_instance(totals, ids).min().item() if len(ids) else math.nan,
         "mean_message_entropy": _mean(entropy), "std_message_entropy": _std(entropy),
         "mean_max_message_prob": _mean(largest), "std_max_message_prob": _std(largest),
-        "mean_decision_entropy": _mean(doubt), "std_decision_entropy": _std(doubt),
     }  # fmt: skip
+    if self.is_verifier[i]:
+        doubts = decisions[may_decide(played.reshape(-1), self.is_verifier)[:, i].view(played.shape)]
+        doubt, _ = spread(doubts, doubts > -1e8)
+        stats |= {"mean_decision_entropy": _mean(doubt), "std_decision_entropy": _std(doubt)}
     return {f"{name}.{k}": v for k, v in stats.items()}
 
 # %% ../nbs/92_rl.ipynb #c034
