@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from .messages import MessageSpace
 from .parameters import Parameters, agent_parameters, param
-from .registry import Registry
 
 # %% auto #0
 __all__ = ['UpdateSchedule', 'LrFactors', 'ConstantUpdateSchedule', 'ContiguousPeriodicUpdateSchedule',

@@ -223,8 +223,8 @@ class GraphIsomorphismBody(AgentPart):
         initialise(self, p)
 
     def forward(self, inputs):
-        node_mask, p = inputs["node_mask"], self.context.params
-        nodes, mask = self.nodes(inputs), node_mask.unsqueeze(-1).to(inputs["x"].dtype)
+        node_mask = inputs["node_mask"]
+        nodes = self.nodes(inputs)
         tokens = self.tokens[0](self.join(nodes, self.pool(nodes), inputs["message"]))
         if self.attention:
             looks_at = attention_mask(node_mask)

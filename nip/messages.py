@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
-from torch import Tensor
 import torch.nn.functional as F
+from torch import Tensor
 
 # %% ../nbs/02_messages.ipynb #c005
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .agents import Agent, AgentPart, PartContext, RandomBody, ConstantValueHead, RandomPolicyHead
+from .agents import AgentPart, PartContext
 from .registry import Registry
 
 # %% auto #0

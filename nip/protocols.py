@@ -12,9 +12,17 @@ __all__ = ['NipProtocolParameters', 'NipProtocol', 'AdpProtocol', 'SoloVerifierP
 from dataclasses import dataclass
 
 from .parameters import Parameters, param, protocol_handlers, register_parameters
-from .protocol import (
-    ACCEPT, NO_DECISION, REJECT, CommonProtocolParameters, DeterministicSingleVerifierProtocolHandler, ProtocolHandler,
-    SingleVerifierProtocolHandler, build_protocol_handler, register_protocol_handler)  # fmt: skip
+from nip.protocol import (
+    ACCEPT,
+    NO_DECISION,
+    REJECT,
+    CommonProtocolParameters,
+    DeterministicSingleVerifierProtocolHandler,
+    ProtocolHandler,
+    SingleVerifierProtocolHandler,  # fmt: skip
+    build_protocol_handler,
+    register_protocol_handler,
+)
 
 _all_ = ["ProtocolHandler", "SingleVerifierProtocolHandler", "DeterministicSingleVerifierProtocolHandler",
          "CommonProtocolParameters", "register_protocol_handler", "build_protocol_handler", "protocol_handlers",

@@ -14,14 +14,14 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from .agents import Agent, AgentPart, ConstantValueHead, PartContext, RandomBody, RandomPolicyHead
-from .combined import ActionSampler, CombinedBody, CombinedPolicyHead, CombinedValueHead
+from .combined import CombinedBody, CombinedPolicyHead, CombinedValueHead
 from .data import Dataset
 from .environment import Environment
 from .messages import MessageSpace
 from .networks import PolicyHead, SoloHead, ValueHead
 from .parameters import ParameterError, scenarios, trainers
 from .protocol import ProtocolHandler, build_protocol_handler
-from .settings import ExperimentSettings, derive_seed, generator, seeded
+from .settings import ExperimentSettings, derive_seed, seeded
 
 # %% auto #0
 __all__ = ['NOT_AVAILABLE', 'NOT_AVAILABLE_FOR_AGENTS', 'PART_MAKERS', 'RANDOM_PARTS', 'check_available', 'Scenario',

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
+from .statistics import confidence_interval
 from torch import Tensor
 
-from .networks import RunningNorm, gathering_statistics
-from .rl import confidence_interval
+from .networks import gathering_statistics
 from .settings import generator
 from .trainer import Trainer, TrainingError, check_random_agents, register_trainer
 
@@ -50,38 +51,6 @@ class SoloAgentTrainer(Trainer):
                 groups.append({"params": g["params"], "lr": solo.learning_rate * factor})
         self.optimiser = torch.optim.Adam(groups, fused=True)
 
-    def logits(self, name: str, td) -> Tensor:
-        "What agent `name` makes of fresh games: `[B 2]`"
-        agent, combined = self.instance.agents[name], self.instance.combined["body"]
-        representation = agent.body(combined.seen_by(name, td, torch.arange(len(td), device=td.device)))
-        return agent.solo_head(representation | {"round": td["round"]})["label_logits"]
-
-    def epoch(self, environment, batches, learn: bool) -> dict[str, tuple[float, Tensor]]:
-        "One pass over `batches` of indices: mean loss, and right or wrong for each instance, by agent"
-        losses, right = {}, {}
-        for rows in batches:
-            td = environment.start(rows, torch.zeros_like(rows))
-            with torch.set_grad_enabled(learn):
-                logits = {name: self.logits(name, td) for name in self.instance.agents}
-            by_agent = {name: F.cross_entropy(z, td["y"].squeeze(-1)) for name, z in logits.items()}
-            if learn:
-                self.update(by_agent)
-            for name, loss in by_agent.items():
-                losses.setdefault(name, []).append(loss.detach() * len(rows))
-                right.setdefault(name, []).append((logits[name].argmax(-1) == td["y"].squeeze(-1)).float())
-        return {
-            n: (torch.stack(losses[n]).sum().item() / len(torch.cat(right[n])), torch.cat(right[n]))
-            for n in losses
-        }
-
-    def update(self, losses: dict[str, Tensor]) -> None:
-        bad = [n for n, loss in losses.items() if not loss.isfinite()]
-        if bad:
-            raise TrainingError(f"iteration {self.iteration}: the loss of {' and '.join(bad)} is not finite")
-        self.optimiser.zero_grad(set_to_none=True)
-        sum(losses.values()).backward()
-        self.optimiser.step()
-
     def iterate(self) -> dict[str, float]:
         order = torch.randperm(len(self.instance.train_dataset), generator=self.shuffle)
         with gathering_statistics(self.instance.combined["body"]):
@@ -104,3 +73,41 @@ class SoloAgentTrainer(Trainer):
             stats |= {f"{name}.test_loss": loss, f"{name}.test_accuracy": right.mean().item()}
             stats |= {f"{name}.test_accuracy_low": low, f"{name}.test_accuracy_high": high}
         return stats
+
+# %% ../nbs/94_solo.ipynb #c007
+@patch
+def logits(self: SoloAgentTrainer, name: str, td) -> Tensor:
+    "What agent `name` makes of fresh games: `[B 2]`"
+    agent, combined = self.instance.agents[name], self.instance.combined["body"]
+    representation = agent.body(combined.seen_by(name, td, torch.arange(len(td), device=td.device)))
+    return agent.solo_head(representation | {"round": td["round"]})["label_logits"]
+
+# %% ../nbs/94_solo.ipynb #c009
+@patch
+def epoch(self: SoloAgentTrainer, environment, batches, learn: bool) -> dict[str, tuple[float, Tensor]]:
+    "One pass over `batches` of indices: mean loss, and right or wrong for each instance, by agent"
+    losses, right = {}, {}
+    for rows in batches:
+        td = environment.start(rows, torch.zeros_like(rows))
+        with torch.set_grad_enabled(learn):
+            logits = {name: self.logits(name, td) for name in self.instance.agents}
+        by_agent = {name: F.cross_entropy(z, td["y"].squeeze(-1)) for name, z in logits.items()}
+        if learn:
+            self.update(by_agent)
+        for name, loss in by_agent.items():
+            losses.setdefault(name, []).append(loss.detach() * len(rows))
+            right.setdefault(name, []).append((logits[name].argmax(-1) == td["y"].squeeze(-1)).float())
+    return {
+        n: (torch.stack(losses[n]).sum().item() / len(torch.cat(right[n])), torch.cat(right[n]))
+        for n in losses
+    }
+
+
+@patch
+def update(self: SoloAgentTrainer, losses: dict[str, Tensor]) -> None:
+    bad = [n for n, loss in losses.items() if not loss.isfinite()]
+    if bad:
+        raise TrainingError(f"iteration {self.iteration}: the loss of {' and '.join(bad)} is not finite")
+    self.optimiser.zero_grad(set_to_none=True)
+    sum(losses.values()).backward()
+    self.optimiser.step()
