@@ -404,4 +404,4 @@ def _repr_html_(self: RunStore) -> str:
 
 @patch
 def __repr__(self: RunStore) -> str:
-    return f"RunStore({self.root}: {len(self.ids())} runs)"
+    return f"RunStore({self.root.name}: {len(self.ids())} runs)"
