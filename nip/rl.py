@@ -20,13 +20,21 @@ from .environment import MAX_EPISODE_SEED, Environment
 from .losses import masked_mean, standardise, turn_advantages
 from .networks import ObservationNorm, RunningNorm, gathering_statistics
 from .parameters import ParameterError, Parameters, param, register_parameters
-from .protocol import ACCEPT, NO_DECISION, build_protocol_handler
+from .protocol import build_protocol_handler
 from .settings import generator
+from nip.statistics import (
+    confidence_interval,
+    episode_totals,
+    mean,
+    per_instance,
+    spread,
+    std,
+    verdict_statistics,
+)
 from .trainer import Trainer, TrainingError
 
 # %% auto #0
-__all__ = ['FRAME_KEYS', 'RlTrainerParameters', 'steps_per_iteration', 'RlTrainer', 'per_instance', 'verdict_statistics',
-           'confidence_interval', 'spread', 'episode_totals']
+__all__ = ['FRAME_KEYS', 'RlTrainerParameters', 'steps_per_iteration', 'RlTrainer']
 
 # %% ../nbs/92_rl.ipynb #c005
 @register_parameters("rl")
@@ -357,63 +365,6 @@ def after_iteration(self: RlTrainer, losses: dict[str, Tensor]) -> None:
     "Room for what an algorithm adapts between iterations"
 
 # %% ../nbs/92_rl.ipynb #c026
-def _mean(x: Tensor) -> float:
-    return x.float().mean().item() if x.numel() else math.nan
-
-
-def _std(x: Tensor) -> float:
-    return x.float().std(unbiased=False).item() if x.numel() else math.nan
-
-
-def per_instance(values: Tensor, ids: Tensor) -> Tensor:
-    "Mean of `values [N]` over each distinct id"
-    _, group = ids.unique(return_inverse=True)
-    count = torch.bincount(group)
-    return (
-        torch.zeros(len(count), dtype=torch.float64, device=values.device).index_add_(
-            0, group, values.double()
-        )
-        / count
-    )
-
-
-def verdict_statistics(verdict: Tensor, y: Tensor, ids: Tensor) -> dict[str, float]:
-    "Statistics of the verdicts `[N]` on labels `y [N]` of instances `ids [N]`"
-    right = (verdict == y).float()
-    by_instance = per_instance(right, ids) if len(right) else right
-    accepted, positive = verdict == ACCEPT, y == 1
-    both = (accepted & positive).sum().item()
-    share = lambda n, of: n / of if of else math.nan
-    return {
-        "mean_accuracy": _mean(right), "std_accuracy": _std(right),
-        "mean_datapoint_accuracy": _mean(by_instance), "std_datapoint_accuracy": _std(by_instance),
-        "worst_datapoint_accuracy": by_instance.min().item() if len(right) else math.nan,
-        "mean_0_accuracy": _mean(right[~positive]), "mean_1_accuracy": _mean(right[positive]),
-        "mean_decision": _mean(verdict[verdict != NO_DECISION]),
-        "precision": share(both, accepted.sum().item()), "recall": share(both, positive.sum().item()),
-    }  # fmt: skip
-
-# %% ../nbs/92_rl.ipynb #c029
-def confidence_interval(values: Tensor, ids: Tensor, z: float = 1.96) -> tuple[float, float]:
-    "95 % interval of the mean of `values [N]` in [0, 1], by Wilson's score with the variance between instances"
-    means = per_instance(values, ids)
-    n, p = len(means), means.mean().item()
-    variance = means.var(unbiased=False).item()
-    n_effective = n * max(p * (1 - p), 1e-12) / variance if variance > 0 else n
-    centre, half = (
-        p + z * z / (2 * n_effective),
-        z * math.sqrt(p * (1 - p) / n_effective + z * z / (4 * n_effective**2)),
-    )
-    return tuple(min(1.0, max(0.0, (centre + sign * half) / (1 + z * z / n_effective))) for sign in (-1, 1))
-
-# %% ../nbs/92_rl.ipynb #c032
-def spread(logits: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-    "Entropy as a share of its maximum, and the largest probability, of `logits [… k]` where `keep [… k]` is possible"
-    p = logits.softmax(-1)
-    entropy = -(p * p.clamp(min=1e-30).log()).sum(-1)
-    return entropy / keep.sum(-1).clamp(min=2).log(), p.max(-1).values
-
-
 @patch
 def agent_statistics(
     self: RlTrainer, played: TensorDict, i: int, over: Tensor, totals: Tensor
@@ -425,34 +376,24 @@ def agent_statistics(
     entropy, largest = spread(logits, logits > -1e8)
     ids = played["id"][over]
     stats = {
-        "mean_step_reward": _mean(agents["reward"][..., i]), "mean_episode_reward": _mean(totals),
+        "mean_step_reward": mean(agents["reward"][..., i]), "mean_episode_reward": mean(totals),
         "worst_episode_reward": per_instance(totals, ids).min().item() if len(ids) else math.nan,
-        "mean_message_entropy": _mean(entropy), "std_message_entropy": _std(entropy),
-        "mean_max_message_prob": _mean(largest), "std_max_message_prob": _std(largest),
+        "mean_message_entropy": mean(entropy), "std_message_entropy": std(entropy),
+        "mean_max_message_prob": mean(largest), "std_max_message_prob": std(largest),
     }  # fmt: skip
     if self.is_verifier[i]:
         doubts = decisions[may_decide(played.reshape(-1), self.is_verifier)[:, i].view(played.shape)]
         doubt, _ = spread(doubts, doubts > -1e8)
-        stats |= {"mean_decision_entropy": _mean(doubt), "std_decision_entropy": _std(doubt)}
+        stats |= {"mean_decision_entropy": mean(doubt), "std_decision_entropy": std(doubt)}
     return {f"{name}.{k}": v for k, v in stats.items()}
 
-# %% ../nbs/92_rl.ipynb #c034
-def episode_totals(reward: Tensor, done: Tensor) -> tuple[Tensor, Tensor]:
-    "Rewards `[game agent]` added up over each game that ended in `reward [B time agent]`, in the order of `done.nonzero()`"
-    total, out = torch.zeros_like(reward[:, 0]), torch.zeros_like(reward)
-    for t in range(reward.shape[1]):
-        total = total + reward[:, t]
-        out[:, t] = total
-        total = torch.where(done[:, t].unsqueeze(-1), 0.0, total)
-    return out[done]
-
-
+# %% ../nbs/92_rl.ipynb #c027
 @patch
 def game_statistics(self: RlTrainer, played: TensorDict) -> dict[str, float]:
     "Statistics of frames `[B time]`"
     over = played["done"]
     totals = episode_totals(played["agents", "reward"], over)
-    stats = {"mean_episode_length": _mean(played["round"][over] + 1)}
+    stats = {"mean_episode_length": mean(played["round"][over] + 1)}
     stats |= verdict_statistics(played["outcome"][over], played["y"][over].squeeze(-1), played["id"][over])
     for i, _ in enumerate(self.agent_names):
         stats |= self.agent_statistics(played, i, over, totals[:, i])
@@ -463,15 +404,15 @@ def game_statistics(self: RlTrainer, played: TensorDict) -> dict[str, float]:
 def loss_statistics(self: RlTrainer, flat: TensorDict, losses: dict[str, Tensor]) -> dict[str, float]:
     "Losses and values, per agent, over the frames `[N]` in which it acts"
     agents, acts = flat["agents"], flat["agents", "acts"]
-    mean = lambda x: masked_mean(x, acts)
+    average = lambda x: masked_mean(x, acts)
     residual = agents["value_target"] - agents["value"]
-    variance = lambda x: mean((x - mean(x)).square())
-    table = {"mean_advantage": mean(agents["raw_advantage"]), "mean_value": mean(agents["value"]), "mean_value_target": mean(agents["value_target"]),
+    variance = lambda x: average((x - average(x)).square())
+    table = {"mean_advantage": average(agents["raw_advantage"]), "mean_value": average(agents["value"]), "mean_value_target": average(agents["value_target"]),
              "residual_critic_variance": variance(residual) / variance(agents["value_target"]).clamp(min=1e-12), **losses}  # fmt: skip
     stats = {f"{a}.{k}": v[i].item() for k, v in table.items() for i, a in enumerate(self.agent_names)}
     return stats | {k: v.sum().item() if k.startswith("loss") else v.mean().item() for k, v in losses.items()}
 
-# %% ../nbs/92_rl.ipynb #c036
+# %% ../nbs/92_rl.ipynb #c029
 @patch
 def play_out(self: RlTrainer, env: Environment, indices: Tensor, seeds: Tensor) -> TensorDict:
     "Whole games on the instances `indices [B]`: frames `[B time]`, of which those after the end do not count"
@@ -502,7 +443,7 @@ def without_epilogue(self: RlTrainer, played: TensorDict) -> TensorDict:
     played["agents", "active"] = played["agents", "active"] & ~late[..., None, None]
     return played
 
-# %% ../nbs/92_rl.ipynb #c037
+# %% ../nbs/92_rl.ipynb #c030
 @patch
 def test_rollouts(self: RlTrainer, passes: int | None = None, chunk: int = 1000) -> list[TensorDict]:
     "Games on every test instance, `passes` times, in pieces of `chunk`"
@@ -525,14 +466,12 @@ def test(self: RlTrainer) -> dict[str, float]:
     stats = [self.game_statistics(p) for p in pieces]
     played = {k: torch.cat([p[k][p["done"]] for p in pieces]) for k in ("outcome", "y", "id")}
     y = played["y"].squeeze(-1)
-    mean = {k: torch.tensor([s[k] for s in stats]).nanmean().item() for k in stats[0]} | verdict_statistics(
-        played["outcome"], y, played["id"]
-    )
+    whole = {k: torch.tensor([s[k] for s in stats]).nanmean().item() for k in stats[0]}
+    whole |= verdict_statistics(played["outcome"], y, played["id"])
     low, high = confidence_interval((played["outcome"] == y).float(), played["id"])
-    mean |= {"accuracy_low": low, "accuracy_high": high}
-    return {f"test_{k}": v for k, v in mean.items()}
+    return {f"test_{k}": v for k, v in (whole | {"accuracy_low": low, "accuracy_high": high}).items()}
 
-# %% ../nbs/92_rl.ipynb #c039
+# %% ../nbs/92_rl.ipynb #c032
 @patch
 def state(self: RlTrainer) -> tuple[dict, dict]:
     tensors = {f"agents/{k}": v for k, v in self.instance.state_dict().items()}

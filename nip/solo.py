@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from .statistics import confidence_interval
 from torch import Tensor
 
 from .networks import gathering_statistics
 from .settings import generator
+from .statistics import confidence_interval
 from .trainer import Trainer, TrainingError, check_random_agents, register_trainer
 
 # %% auto #0
