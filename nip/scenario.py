@@ -14,21 +14,21 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from .agents import Agent, AgentPart, ConstantValueHead, PartContext, RandomBody, RandomPolicyHead
-from .combined import CombinedBody, CombinedPolicyHead, CombinedValueHead
+from .combined import ActionSampler, CombinedBody, CombinedPolicyHead, CombinedValueHead
 from .data import Dataset
 from .environment import Environment
 from .messages import MessageSpace
 from .networks import PolicyHead, SoloHead, ValueHead
 from .parameters import ParameterError, scenarios, trainers
 from .protocol import ProtocolHandler, build_protocol_handler
-from .settings import ExperimentSettings, derive_seed, seeded
+from .settings import ExperimentSettings, derive_seed, generator, seeded
 
 # %% auto #0
 __all__ = ['NOT_AVAILABLE', 'NOT_AVAILABLE_FOR_AGENTS', 'PART_MAKERS', 'RANDOM_PARTS', 'check_available', 'Scenario',
            'register_scenario', 'build_agent', 'ScenarioInstance', 'build_datasets', 'build_environments',
            'combine_agents', 'build_scenario_instance']
 
-# %% ../nbs/81_scenario.ipynb #c004
+# %% ../nbs/81_scenario.ipynb #c005
 NOT_AVAILABLE = {"pretrain_agents": False, "include_linear_message_space": False, "message_regression.enabled": False,
                  "base_run.base_run_type": "none", "test_dataset_split": "test"}  # fmt: skip
 NOT_AVAILABLE_FOR_AGENTS = {
@@ -53,7 +53,7 @@ def check_available(hyper_params) -> None:
                     [value],
                 )
 
-# %% ../nbs/81_scenario.ipynb #c006
+# %% ../nbs/81_scenario.ipynb #c007
 class Scenario:
     "A task: data, message space, and how the parts of an agent are made"
 
@@ -101,7 +101,7 @@ def register_scenario(name: str):
     "Class decorator: make a scenario available as `scenario=name`"
     return scenarios.register(name)
 
-# %% ../nbs/81_scenario.ipynb #c008
+# %% ../nbs/81_scenario.ipynb #c009
 PART_MAKERS = {"body": "make_body", "policy_head": "make_policy_head", "value_body": "make_body", "value_head": "make_value_head",
                "solo_head": "make_solo_head"}  # fmt: skip
 RANDOM_PARTS = {
@@ -126,7 +126,7 @@ def build_agent(
             parts[part] = getattr(scenario, PART_MAKERS[part])(context)
     return Agent(name, context.params, **parts)
 
-# %% ../nbs/81_scenario.ipynb #c010
+# %% ../nbs/81_scenario.ipynb #c011
 @dataclass
 class ScenarioInstance:
     "All components of an experiment"
@@ -156,7 +156,7 @@ class ScenarioInstance:
                 {k.removeprefix(f"{a}."): v for k, v in state.items() if k.startswith(f"{a}.")}
             )
 
-# %% ../nbs/81_scenario.ipynb #c011
+# %% ../nbs/81_scenario.ipynb #c012
 def build_datasets(scenario: Scenario) -> tuple[Dataset, Dataset]:
     return scenario.load_dataset("train"), scenario.load_dataset("test")
 
@@ -188,7 +188,7 @@ def combine_agents(scenario, protocol, agents: dict[str, Agent]) -> dict[str, to
               "value_head": lambda: CombinedValueHead(part("value_head"), protocol, suffix)}  # fmt: skip
     return {name: make() for name, make in makers.items() if name in first}
 
-# %% ../nbs/81_scenario.ipynb #c013
+# %% ../nbs/81_scenario.ipynb #c014
 def build_scenario_instance(hyper_params, settings: ExperimentSettings | None = None) -> ScenarioInstance:
     "All components of the experiment that `hyper_params` describe"
     settings = settings or ExperimentSettings()
@@ -208,7 +208,7 @@ def build_scenario_instance(hyper_params, settings: ExperimentSettings | None = 
         hyper_params, settings, scenario, protocol, *datasets, space, agents, *environments, combined
     )
 
-# %% ../nbs/81_scenario.ipynb #c014
+# %% ../nbs/81_scenario.ipynb #c015
 @patch
 def _repr_html_(self: ScenarioInstance) -> str:
     stages = [("protocol", self.protocol_handler), ("training data", self.train_dataset), ("test data", self.test_dataset),
