@@ -80,7 +80,8 @@ def cached(
     with FileLock(f"{folder}.lock"):
         fault = None if ignore_cache else _fault(folder, meta)
         if fault and folder.exists():
-            warnings.warn(f"{folder.name} in the data cache {fault}: it is made again", stacklevel=2)
+            name = folder.relative_to(cache_dir()) if folder.is_relative_to(cache_dir()) else folder.name
+            warnings.warn(f"{name} in the data cache {fault}: it is made again", stacklevel=2)
         if fault or ignore_cache:
             _keep(folder, make(), meta)
         return TensorDict.load_memmap(folder / "data")

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['MAX_POOL', 'PATIENCE', 'KINDS', 'wl_colours', 'multiset_hashes', 'wl_scores', 'GraphRecipe', 'random_graphs',
-           'wl_hashes', 'neighbours', 'make_graph_pairs', 'lone_verifier_ceiling', 'recipes', 'load_graph_pairs',
-           'graph_hashes', 'make_dataset', 'read_data_pt', 'write_data_pt', 'import_data_pt', 'draw_pair']
+           'wl_hashes', 'neighbours', 'make_graph_pairs', 'lone_verifier_ceiling', 'scripted_accuracy', 'recipes',
+           'check_split', 'graph_hashes', 'load_graph_pairs', 'make_dataset', 'read_data_pt', 'write_data_pt',
+           'import_data_pt', 'draw_pair']
 
 # %% ../nbs/31_graph_data.ipynb #c002
 import re
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from .checked import ParameterError, Parameters, param
 from .data import Dataset, cache_dir, cached
 from .settings import derive_seed
+from .tracking import atomic_write
 
 # %% ../nbs/31_graph_data.ipynb #c005
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -34,17 +36,16 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 def wl_colours(
     adjacency: np.ndarray,  # `[graph node node]`
-    node_mask: np.ndarray,  # `[graph node]`
+    colours: np.ndarray,  # `[graph node]` to begin with: 0 for padding, and for others 1 as a rule
     rounds: int,  # Rounds of refinement
-) -> np.ndarray:  # `[round graph node]`, 0 for padding
-    "Colours of all nodes after each round"
-    there = node_mask.astype(np.uint64)
-    edges, colour, after = adjacency.astype(np.uint64), there, []
+) -> np.ndarray:  # `[1 + rounds graph node]`, 0 for padding
+    "Colours of all nodes at first and after each round"
+    edges, after = adjacency.astype(np.uint64), [colours.astype(np.uint64)]
     for _ in range(rounds):
-        around = (edges @ _mix(colour)[..., None])[..., 0]
-        colour = _mix(colour * np.uint64(3) + around * np.uint64(7) + np.uint64(1)) * there
-        after.append(colour)
-    return np.stack(after) if after else np.zeros((0, *node_mask.shape), np.uint64)
+        around = (edges @ _mix(after[-1])[..., None])[..., 0]
+        colour = _mix(after[-1] * np.uint64(3) + around * np.uint64(7) + np.uint64(1))
+        after.append(colour * (after[0] > 0))
+    return np.stack(after)
 
 
 def multiset_hashes(colours: np.ndarray) -> np.ndarray:
@@ -60,8 +61,8 @@ def wl_scores(
     "First refinement round that tells the two graphs apart; −1 where none does"
     adjacency, node_mask = np.asarray(adjacency), np.asarray(node_mask)
     hashes = [multiset_hashes(wl_colours(adjacency[:, i], node_mask[:, i], max_rounds)) for i in (0, 1)]
-    differs = (hashes[0] != hashes[1]).T | (node_mask[:, 0].sum(-1) != node_mask[:, 1].sum(-1))[:, None]
-    return np.where(differs.any(1), differs.argmax(1) + 1, -1)
+    differs = hashes[0][1:] != hashes[1][1:]  # [round pair]
+    return np.where(differs.any(0), differs.argmax(0) + 1, -1)
 
 # %% ../nbs/31_graph_data.ipynb #c011
 @dataclass
@@ -109,8 +110,7 @@ def random_graphs(
 
 def wl_hashes(adjacency: np.ndarray, rounds: int) -> np.ndarray:
     "One number per graph `[graph node node]` and round `[1 + rounds graph]`: its multiset of colours"
-    there = np.ones(adjacency.shape[:-1], np.uint64)
-    return multiset_hashes(np.concatenate([there[None], wl_colours(adjacency, there, rounds)]))
+    return multiset_hashes(wl_colours(adjacency, np.ones(adjacency.shape[:-1]), rounds))
 
 
 def neighbours(keys: np.ndarray) -> np.ndarray:
@@ -227,13 +227,35 @@ def lone_verifier_ceiling(
     td: TensorDict,  # Pairs of graphs
     rounds: int,  # Rounds of refinement that the verifier has
 ) -> float:
-    "The best accuracy on these pairs that any verifier of so many rounds can have on its own"
+    "The best accuracy that a verifier of so many rounds can have by comparing the two graphs"
     score = td["wl_score"]
     told = ((score > 0) & (score <= rounds)).sum()
     same, hidden = (score == -1).sum(), (score > rounds).sum()
-    return ((told + torch.maximum(same, hidden)) / len(score)).item()
+    return (told + torch.maximum(same, hidden)).item() / len(score)
 
 # %% ../nbs/31_graph_data.ipynb #c031
+def scripted_accuracy(
+    td: TensorDict,  # Pairs of graphs
+    rounds: int,  # Rounds of refinement that the verifier has
+    exchanges: int,  # Questions that it asks
+    prover_rounds: int = 5,  # Rounds of refinement that the prover has
+    seed: int = 0,  # Of the questions
+) -> float:
+    "Accuracy of a verifier that asks about random nodes and accepts unless it sees a difference"
+    rng, pair = np.random.default_rng(seed), np.arange(len(td))
+    adjacency, marked = td["adjacency"].numpy(), td["node_mask"].numpy().astype(np.uint64)  # [pair 2 node]
+    colours = lambda k: np.stack([wl_colours(adjacency[:, i], marked[:, i], k) for i in (0, 1)], 2)
+    for mark in range(2, 2 + exchanges):
+        side = rng.integers(2, size=len(td))
+        question = np.where(marked[pair, side], rng.random((len(td), marked.shape[-1])), -1).argmax(-1)
+        seen = colours(prover_rounds)  # [round pair 2 node]
+        alike = (seen[:, pair, 1 - side] == seen[:, pair, side, question][..., None]).cumprod(0).sum(0)
+        answer = np.where(marked[pair, 1 - side], alike, -1).argmax(-1)
+        marked[pair, side, question] = marked[pair, 1 - side, answer] = mark
+    hashes = multiset_hashes(colours(rounds))[-1]  # [pair 2]
+    return float(((hashes[:, 0] == hashes[:, 1]) == td["y"][:, 0].numpy()).mean())
+
+# %% ../nbs/31_graph_data.ipynb #c034
 KINDS = ("er<N>", "eru<N>", "test")
 
 
@@ -257,7 +279,31 @@ def recipes(name: str) -> dict[str, GraphRecipe]:
     own = sorted(p.parent.name for p in _folder().glob("*/recipe.yaml"))
     raise ParameterError("dataset", name, "is not a data set of pairs of graphs", [*KINDS, *own])
 
-# %% ../nbs/31_graph_data.ipynb #c032
+# %% ../nbs/31_graph_data.ipynb #c035
+def check_split(choices: dict, split: str):
+    "The choice for a split; raises `ParameterError` where there is none"
+    if split not in choices:
+        raise ParameterError("split", split, "is not a split of this data set", list(choices))
+    return choices[split]
+
+
+def graph_hashes(td: TensorDict, rounds: int) -> np.ndarray:
+    "Hashes of all graphs that occur in `td`"
+    colours = wl_colours(td["adjacency"].flatten(0, 1).numpy(), td["node_mask"].flatten(0, 1).numpy(), rounds)
+    return np.unique(multiset_hashes(colours[-1]))
+
+
+def _not_to_be_made():
+    raise FileNotFoundError(
+        "these data came from files and are no longer in the cache: call import_data_pt again"
+    )
+
+
+def _sizes(td: TensorDict) -> str:
+    sizes = td["node_mask"].sum(-1)
+    return f"{int(sizes.min())} to {int(sizes.max())}"
+
+# %% ../nbs/31_graph_data.ipynb #c036
 def load_graph_pairs(
     name: str,  # Of the data set
     split: str,  # `"train"` or `"test"`
@@ -265,7 +311,7 @@ def load_graph_pairs(
     progress=tqdm,  # Makes the progress bar
 ) -> Dataset:
     "A data set of pairs of graphs, made first where the cache does not have it"
-    recipe = recipes(name)[split]
+    recipe = check_split(recipes(name), split)
     folder = _folder() / name / split
     if recipe is None:  # read from elsewhere: there is no making it again
         td = cached(folder, _not_to_be_made, meta={"imported": name})
@@ -283,24 +329,7 @@ def load_graph_pairs(
         td = cached(folder, make, meta=meta, ignore_cache=ignore_cache)
     return Dataset(td, f"{len(td)} pairs of graphs of {_sizes(td)} nodes ({name}, {split})")
 
-
-def _not_to_be_made():
-    raise FileNotFoundError(
-        "this data set was read from a file and is no longer in the cache: read it again with import_data_pt"
-    )
-
-
-def _sizes(td: TensorDict) -> str:
-    sizes = td["node_mask"].sum(-1)
-    return f"{int(sizes.min())} to {int(sizes.max())}"
-
-
-def graph_hashes(td: TensorDict, rounds: int) -> np.ndarray:
-    "Hashes of all graphs that occur in `td`"
-    colours = wl_colours(td["adjacency"].flatten(0, 1).numpy(), td["node_mask"].flatten(0, 1).numpy(), rounds)
-    return np.unique(multiset_hashes(colours[-1]))
-
-# %% ../nbs/31_graph_data.ipynb #c035
+# %% ../nbs/31_graph_data.ipynb #c039
 def make_dataset(
     name: str,  # A new name: letters, digits, `_`, `-` and `.`
     train: GraphRecipe | dict,  # Recipe of the training data
@@ -319,9 +348,9 @@ def make_dataset(
 def _keep(name: str, recipe: dict) -> None:
     file = _folder() / name / "recipe.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    atomic_write(file, yaml.safe_dump(recipe, sort_keys=False))
 
-# %% ../nbs/31_graph_data.ipynb #c038
+# %% ../nbs/31_graph_data.ipynb #c042
 def read_data_pt(path: str | Path) -> TensorDict:
     "Pairs of graphs from a `data.pt` file"
     data = torch.load(path, weights_only=True)
@@ -337,7 +366,7 @@ def read_data_pt(path: str | Path) -> TensorDict:
                "y": (score == -1).long().unsqueeze(-1), "id": torch.arange(num_pairs)}  # fmt: skip
     return TensorDict(tensors, [num_pairs])
 
-
+# %% ../nbs/31_graph_data.ipynb #c043
 def write_data_pt(td: TensorDict, path: str | Path) -> None:
     "Pairs of graphs to a `data.pt` file"
     data = {"wl_scores": td["wl_score"].long()}
@@ -363,27 +392,36 @@ def import_data_pt(name: str, train: str | Path, test: str | Path) -> list[Datas
         cached(_folder() / name / split, lambda td=td: td, meta={"imported": name}, ignore_cache=True)
     return [load_graph_pairs(name, split) for split in ("train", "test")]
 
-# %% ../nbs/31_graph_data.ipynb #c041
-def draw_pair(adjacency, node_mask, marks: list[int] | None = None, axes=None):
-    "Two graphs side by side; `marks` are named nodes (as indices in `range(2 node)`), in the order in which they were named"
+# %% ../nbs/31_graph_data.ipynb #c046
+def draw_pair(
+    adjacency,  # `[2 node node]`
+    node_mask,  # `[2 node]`
+    marks: list[int]
+    | None = None,  # Named nodes, as numbers in `range(2 node)`, in the order in which they were named
+    axes=None,  # Two of matplotlib's; None: new ones
+    rounds: int = 2,  # Nodes that as many rounds of refinement cannot tell apart have one colour
+):
+    "Two graphs side by side"
     import matplotlib.pyplot as plt
     import networkx as nx
 
-    axes = plt.subplots(1, 2, figsize=(6, 2.6))[1] if axes is None else axes
-    n, marks = node_mask.shape[-1], marks or []
+    axes = plt.subplots(1, 2, figsize=(6, 3))[1] if axes is None else axes
+    adjacency, node_mask = np.asarray(adjacency), np.asarray(node_mask)
+    classes = np.unique(wl_colours(adjacency, node_mask, rounds)[-1], return_inverse=True)[1].reshape(
+        node_mask.shape
+    )
     for side, ax in enumerate(axes):
         size = int(node_mask[side].sum())
-        graph = nx.from_numpy_array(np.asarray(adjacency[side])[:size, :size])
-        named = {m - side * n: i for i, m in enumerate(marks) if m // n == side}
-        colours = [f"C{named[v] // 2}" if v in named else "lightgrey" for v in graph]
-        nx.draw(
-            graph,
-            nx.spring_layout(graph, seed=0),
-            ax=ax,
-            node_color=colours,
-            labels={v: v for v in graph},
-            node_size=220,
-            font_size=8,
-            edge_color="grey",
-        )
+        graph = nx.from_numpy_array(adjacency[side, :size, :size])
+        named = {
+            m % len(node_mask[side]): i + 1
+            for i, m in enumerate(marks or [])
+            if m // len(node_mask[side]) == side
+        }
+        layout, rings = nx.circular_layout(graph), ["black" if v in named else "none" for v in graph]
+        nx.draw(graph, layout, ax=ax, node_color=classes[side, :size], cmap="Set3", vmin=0, vmax=max(classes.max(), 12),
+                edgecolors=rings, linewidths=2.5, edge_color="grey", labels={v: v for v in graph}, font_size=9)  # fmt: skip
+        for v, i in named.items():
+            ax.annotate(f"{i}.", layout[v] * 1.3, ha="center", va="center", weight="bold")
+        ax.margins(0.2)
     return axes
