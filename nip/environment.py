@@ -92,7 +92,7 @@ def _make_specs(self: Environment) -> None:
 def start(self: Environment, indices: Tensor, seeds: Tensor) -> TensorDict:
     "Fresh games on the instances `indices [B]`, with episode seeds `seeds [B]`"
     batch, device = [len(indices)], self.device
-    td = self.dataset[indices].to(device)
+    td = self.dataset[indices.to(self.dataset.td.device or "cpu")].to(device)
     zeros = torch.zeros(batch, dtype=torch.int64, device=device)
     td = TensorDict({k: td.get(k) for k in (*self.instance_keys, "y", "id")}, batch, device=device)
     shape = (self.protocol.max_message_rounds, *self.message_shape)

@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import sys
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from fastcore.basics import patch
 from fastcore.meta import delegates
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .parameters import HyperParameters, trainers
+from .parameters import HyperParameters, ParameterError, trainers
 from .registry import Registry
 from .scenario import ScenarioInstance, build_scenario_instance
 from .settings import ExperimentSettings
 from .tracking import Run, RunStore
 
 # %% auto #0
-__all__ = ['presets', 'QUICK', 'Result', 'run_experiment', 'Preparation', 'prepare_experiment', 'preset',
+__all__ = ['presets', 'QUICK', 'Result', 'check_settings', 'run_experiment', 'Preparation', 'prepare_experiment', 'preset',
            'graph_isomorphism_quick', 'solo_verifier_quick']
 
 # %% ../nbs/98_run.ipynb #c005
@@ -77,6 +78,25 @@ def _threads(n: int | None):
 
 
 @contextmanager
+def _attention(settings: ExperimentSettings):
+    "On a GPU, keep to the exact attention kernel unless the settings allow a faster one"
+    exact = settings.device.startswith("cuda") and not settings.enable_efficient_attention
+    with sdpa_kernel([SDPBackend.MATH]) if exact else nullcontext():
+        yield
+
+
+def check_settings(settings: ExperimentSettings) -> None:
+    "Raise `ParameterError` for settings that ask for what is not available"
+    if settings.use_wandb:
+        raise ParameterError(
+            "use_wandb",
+            True,
+            "is not available in this version: runs are kept in the local run store",
+            [False],
+        )
+
+
+@contextmanager
 def _recorded(run: Run | None):
     "Write down how a run ended, also where it fails"
     try:
@@ -92,6 +112,7 @@ def _recorded(run: Run | None):
 def run_experiment(hyper_params: HyperParameters, **kwargs) -> Result:
     "Build, train, test and record the experiment that `hyper_params` describe; other arguments make `ExperimentSettings`"
     settings = ExperimentSettings(**kwargs)
+    check_settings(settings)
     hyper_params.validate()
     run = (
         None
@@ -100,7 +121,7 @@ def run_experiment(hyper_params: HyperParameters, **kwargs) -> Result:
             hyper_params, settings, settings.run_id, command=" ".join(sys.argv)
         )
     )
-    with _recorded(run), _threads(settings.num_threads):
+    with _recorded(run), _threads(settings.num_threads), _attention(settings):
         instance = build_scenario_instance(hyper_params, settings)
         hooks = (run.log, run.save_checkpoint) if run else (None, None)
         trainer = trainers[hyper_params.trainer](instance, *hooks)

@@ -158,7 +158,13 @@ class ScenarioInstance:
 
 # %% ../nbs/81_scenario.ipynb #c012
 def build_datasets(scenario: Scenario) -> tuple[Dataset, Dataset]:
-    return scenario.load_dataset("train"), scenario.load_dataset("test")
+    "Training and test data, on the device if the settings say so"
+    move = lambda d: (
+        Dataset(d.td.to(scenario.settings.device), d.description)
+        if scenario.settings.dataset_on_device
+        else d
+    )
+    return move(scenario.load_dataset("train")), move(scenario.load_dataset("test"))
 
 
 def build_environments(hp, settings, protocol, datasets, space, num_envs: int) -> list[Environment]:

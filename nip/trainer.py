@@ -142,6 +142,8 @@ def train(self: Trainer) -> dict[str, float]:
             bar.set_postfix(self.headline(metrics), refresh=False)
             if s.global_tqdm_step_fn:
                 s.global_tqdm_step_fn()
+            if s.profiler:
+                s.profiler.step()
             if self.iteration % s.checkpoint_period == 0 and self.iteration < total:
                 self.checkpoint()
     self.checkpoint()
