@@ -12,7 +12,8 @@ from pathlib import Path
 import yaml
 
 # %% auto #0
-__all__ = ['demo_table', 'demo_picture', 'demo', 'parse_changes', 'run_file', 'data_make', 'show', 'bench', 'make_parser', 'main']
+__all__ = ['demo_table', 'demo_picture', 'demo', 'parse_changes', 'run_file', 'data_make', 'data_import', 'show', 'bench',
+           'make_parser', 'main']
 
 # %% ../nbs/98a_cli.ipynb #c005
 def demo_table(results: dict[str, object]) -> str:
@@ -111,9 +112,11 @@ def parse_changes(pairs: list[str]) -> dict:
 # %% ../nbs/98a_cli.ipynb #c010
 def run_file(args) -> int:
     "Train what a YAML or JSON file of hyper-parameters describes"
-    from nip.parameters import HyperParameters
+    from nip.parameters import HyperParameters, ParameterError
     from nip.run import preset, presets, run_experiment
 
+    if args.file not in presets and not Path(args.file).exists():
+        raise ParameterError("file", args.file, "is neither a file nor a preset", presets.names())
     hyper_params = preset(args.file) if args.file in presets else HyperParameters.load(args.file)
     hyper_params = hyper_params.replace(parse_changes(args.set))
     if args.dry_run:
@@ -129,14 +132,27 @@ def run_file(args) -> int:
 # %% ../nbs/98a_cli.ipynb #c012
 def data_make(args) -> int:
     "Make (or find in the cache) a data set of pairs of graphs"
-    from nip.graph_data import load_graph_pairs
+    from nip.graph_data import load_graph_pairs, make_dataset
 
-    for split in ("train", "test"):
-        dataset = load_graph_pairs(args.name, split, ignore_cache=args.ignore_cache)
-        print(f"{args.name}, {split}: {dataset.description}")
+    if args.set or args.test:
+        train = parse_changes(args.set)
+        sets = make_dataset(args.name, train, {**train, **parse_changes(args.test)} if args.test else None)
+    else:
+        sets = [
+            load_graph_pairs(args.name, split, ignore_cache=args.ignore_cache) for split in ("train", "test")
+        ]
+    print("\n".join(dataset.description for dataset in sets))
     return 0
 
 
+def data_import(args) -> int:
+    "Make a data set of two data.pt files"
+    from nip.graph_data import import_data_pt
+
+    print("\n".join(dataset.description for dataset in import_data_pt(args.name, args.train, args.test)))
+    return 0
+
+# %% ../nbs/98a_cli.ipynb #c014
 def show(args) -> int:
     "List what is registered"
     from nip.parameters import parameter_groups, protocol_handlers, scenarios, trainers
@@ -153,8 +169,9 @@ def bench(args) -> int:
 
     return run_bench(args)
 
-# %% ../nbs/98a_cli.ipynb #c014
+# %% ../nbs/98a_cli.ipynb #c016
 def make_parser() -> argparse.ArgumentParser:
+    "The parser of the command `nip`"
     parser = argparse.ArgumentParser(
         prog="nip", description="Neural interactive proofs: provers, verifiers, and what they learn."
     )
@@ -184,11 +201,15 @@ def make_parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="Data sets").add_subparsers(
         title="data commands", required=True, metavar="COMMAND"
     )
+    recipe = dict(nargs="*", default=[], metavar="NAME=VALUE")
+    command("make", data_make, arg("name", help="er<N>, eru<N>, test, or a new name with --set"), arg("--ignore-cache", action="store_true", help="make it again"),
+            arg("--set", help="the recipe, as num_pairs=500 sizes=[6,7]", **recipe), arg("--test", help="what is different for the test data", **recipe), of=data)  # fmt: skip
     command(
-        "make",
-        data_make,
-        arg("name", help="er<N>, eru<N> or test"),
-        arg("--ignore-cache", action="store_true", help="make it again"),
+        "import",
+        data_import,
+        arg("name", help="a new name"),
+        arg("train", help="data.pt"),
+        arg("test", help="data.pt"),
         of=data,
     )
     return parser
