@@ -131,7 +131,7 @@ def test_a_resting_agent_keeps_its_weights(tmp_path):
 
 
 def test_an_agent_starts_the_same_whoever_else_plays():
-    changes = ({}, {"agents": {"prover": {"is_random": True}}}, {"agents.prover.num_gnn_layers": 3})
+    changes = ({}, {"agents.prover": {"is_random": True}}, {"agents.prover.num_gnn_layers": 3})
     first, *others = (
         build_scenario_instance(tiny().replace(c)).agents["verifier"].state_dict() for c in changes
     )
