@@ -48,9 +48,14 @@ class CombinedAgentPart(TensorDictModuleBase):
                 if key not in outputs:
                     outputs[key] = value.new_zeros(self.full_shape(key, has_floor.shape, value))
                 self.place(outputs[key], key, value, rows, i)
+        outputs = outputs or self.when_nobody_acts(tensordict, has_floor.shape)
         for key, value in outputs.items():
             tensordict["agents", key + self.suffix] = value
         return tensordict
+
+    def when_nobody_acts(self, td: TensorDictBase, batch: torch.Size) -> dict[str, Tensor]:
+        "Outputs in a round in which all are silent"
+        return {}
 
 # %% ../nbs/80_combined.ipynb #c007
 @patch
@@ -99,6 +104,9 @@ class CombinedValueHead(CombinedAgentPart):
         super().__init__(parts, protocol, suffix)
         self.out_keys = [("agents", "value")]
 
+    def when_nobody_acts(self, td, batch):
+        return {"value": torch.zeros(batch, device=td["message"].device)}
+
     def forward(self, tensordict):
         td = super().forward(tensordict)
         if self.suffix:
@@ -120,6 +128,13 @@ class CombinedPolicyHead(CombinedAgentPart):
             message_mask  # observations → bool `[B agent channel position candidate]` of what may be named
         )
         self.is_verifier = torch.tensor([a in protocol.verifier_names for a in protocol.agent_names])
+
+    def when_nobody_acts(self, td, batch):
+        message = td["message"].flatten(3)  # [B channel position candidate]
+        return {
+            "message_logits": message.new_zeros(*batch, *message.shape[1:]),
+            "decision_logits": message.new_zeros(*batch, 3),
+        }
 
     def forward(self, tensordict):
         td = super().forward(tensordict)

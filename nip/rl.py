@@ -266,6 +266,8 @@ def improve(self: RlTrainer, flat: TensorDict) -> dict[str, Tensor]:
     flat["agents", "acts"] = flat["agents", "acts"] & learns
     flat["agents", "active"] = flat["agents", "active"] & flat["agents", "acts"].unsqueeze(-1)
     flat = flat[flat["agents", "acts"].any(-1)]
+    if not len(flat):
+        return {}
     totals, count = {}, 0
     for _ in range(rl.num_epochs):
         for rows in (
