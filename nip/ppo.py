@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from .combined import log_prob_and_entropy
+from .combined import log_prob_and_entropy, may_decide
 from nip.losses import (
     adapt_beta,
     critic_loss,
@@ -26,7 +26,7 @@ from .rl import RlTrainer
 from .trainer import register_trainer
 
 # %% auto #0
-__all__ = ['CommonPpoParameters', 'VanillaPpoParameters', 'VanillaPpoTrainer']
+__all__ = ['CommonPpoParameters', 'VanillaPpoParameters', 'verdict_cross_entropy', 'VanillaPpoTrainer']
 
 # %% ../nbs/93_ppo.ipynb #c004
 @register_parameters("ppo")
@@ -48,9 +48,20 @@ class CommonPpoParameters(Parameters):
 @register_parameters("vanilla_ppo")
 @dataclass
 class VanillaPpoParameters(Parameters):
-    "Nothing beyond `rl` and `ppo`"
+    "What `vanilla_ppo` has beyond `rl` and `ppo`"
+
+    label_coef: float = param(
+        0.0, ge=0
+    )  # Weight of a cross-entropy loss that tells verifiers the label of their verdicts
 
 # %% ../nbs/93_ppo.ipynb #c006
+def verdict_cross_entropy(batch: TensorDictBase, decides: Tensor) -> Tensor:
+    "−log of the probability, between the two verdicts, of the right one: mean `[agent]` over frames where `decides [N agent]`"
+    log_p = batch["agents", "decision_logits"][..., :2].log_softmax(-1)  # [N agent verdict]
+    right = log_p.gather(-1, batch["y"].unsqueeze(-1).expand(*log_p.shape[:-1], 1)).squeeze(-1)
+    return -masked_mean(right, decides)
+
+# %% ../nbs/93_ppo.ipynb #c007
 @register_trainer("vanilla_ppo")
 class VanillaPpoTrainer(RlTrainer):
     "Independent PPO for every agent"
@@ -90,14 +101,15 @@ class VanillaPpoTrainer(RlTrainer):
                 self.value_clip,
             )
         )
-        bonus = mean(entropy)
+        bonus, label = mean(entropy), self.hyper_params.vanilla_ppo.label_coef
         with torch.no_grad():
             stats = {"loss_objective": objective, "loss_critic": ppo.critic_coef * critic, "loss_critic_unscaled": critic,
                      "loss_entropy": -ppo.entropy_eps * bonus, "entropy": bonus, "kl_divergence": mean(kl_estimate(log_ratio)),
                      "ESS": effective_sample_size(log_ratio, acts)}  # fmt: skip
-        return objective + ppo.critic_coef * critic - ppo.entropy_eps * bonus, {
-            k: v.detach() for k, v in stats.items()
-        }
+        loss = objective + ppo.critic_coef * critic - ppo.entropy_eps * bonus
+        if label:
+            loss = loss + label * verdict_cross_entropy(batch, may_decide(batch, self.is_verifier) & acts)
+        return loss, {k: v.detach() for k, v in stats.items()}
 
     def after_iteration(self, losses: dict[str, Tensor]) -> None:
         p = self.hyper_params.ppo

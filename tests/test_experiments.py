@@ -87,6 +87,7 @@ def test_the_matrix_covers_the_registries():
 
 VARIANTS = {
     "kl penalty": {"ppo.loss_type": "kl_penalty"},
+    "label of the verdict": {"vanilla_ppo.label_coef": 1.0},
     "value clip": {"rl.clip_value": True},
     "value clip by number": {"rl.clip_value": 0.5},
     "l1 critic": {"rl.loss_critic_type": "l1"},

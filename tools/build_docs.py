@@ -100,6 +100,9 @@ class ShowDocs(processors.exec_show_docs):
     def __call__(self, cell):
         shown = SHOW_DOC.search(cell.source or "") if cell.cell_type == "code" else None
         if shown:
+            if any(part.startswith("_") for part in shown[1].split(".")):
+                del cell["source"]  # private, or a display
+                return
             symbol = eval(shown[1], self.k.user_ns)
             if not (isinstance(symbol, type) or inspect.getdoc(getattr(symbol, "func", symbol))):
                 del cell["source"]  # the name says it all

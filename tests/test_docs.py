@@ -1,0 +1,17 @@
+"""The site is built from the notebooks as they are."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_site_has_a_page_for_each_notebook():
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools" / "build_docs.py"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    pages = {path.stem for path in (ROOT / "_docs").glob("*.html")}
+    assert {"index", "protocol", "parameters", "graph_isomorphism", "run"} <= pages
+    assert "turn_table" in (ROOT / "_docs" / "protocol.html").read_text(encoding="utf-8")
