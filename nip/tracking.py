@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'trackers', 'atomic_write', 'to_json_value', 'from_json_value', 'package_versions', 'git_state',
-           'shareable', 'provenance', 'Tracker', 'register_tracker', 'RunFolder', 'Run', 'RunStore']
+           'shareable', 'provenance', 'Tracker', 'register_tracker', 'LocalTracker', 'ShareableFormatter', 'RunFolder',
+           'Run', 'RunStore']
 
 # %% ../nbs/03_tracking.ipynb #c002
 import json
@@ -17,7 +18,6 @@ import secrets
 import shutil
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -155,6 +155,30 @@ def register_tracker(name: str) -> Callable:
     return lambda cls: trackers.register(name, cls)
 
 # %% ../nbs/03_tracking.ipynb #c017
+@register_tracker("local")
+class LocalTracker(Tracker):
+    "Writes the run folder; every run has one"
+
+    def start(self, run, hyper_params, settings):
+        self.run = run
+
+    def log(self, step, metrics):
+        if "step" in metrics:
+            raise ValueError("a metric cannot be named 'step': that is when it was logged")
+        line = json.dumps({"step": int(step)} | to_json_value(metrics), allow_nan=False)
+        self.run._metrics.write(line.encode() + b"\n")
+
+    def finish(self, status, metrics):
+        self.run.write("result", {"status": status, "metrics": metrics})
+
+# %% ../nbs/03_tracking.ipynb #c019
+class ShareableFormatter(logging.Formatter):
+    "Lines of `log.txt`: time, level, message; a traceback names no home folder"
+
+    def format(self, record):
+        return shareable(super().format(record))
+
+
 class RunFolder:
     "The files of a run"
 
@@ -183,12 +207,12 @@ class RunFolder:
         "Writes to `log.txt`, and passes messages on to the logger `nip`"
         logger = logging.Logger(self.dir.name, logging.INFO)
         handler = logging.FileHandler(self.dir / "log.txt", encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(ShareableFormatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(handler)
         logger.parent = logging.getLogger("nip")
         return logger
 
-# %% ../nbs/03_tracking.ipynb #c018
+# %% ../nbs/03_tracking.ipynb #c020
 class Run(RunFolder):
     "The record of one run"
 
@@ -198,7 +222,8 @@ class Run(RunFolder):
         keep: int = 2,  # Checkpoints that are kept
     ):
         super().__init__(folder)
-        self.id, self.keep, self.trackers, self.started = self.dir.name, keep, {}, time.monotonic()
+        self.id, self.keep, self.trackers, self.local = self.dir.name, keep, {}, LocalTracker()
+        self.local.start(self, None, None)
 
     @cached_property
     def hyper_params(self) -> dict[str, Any]:
@@ -207,13 +232,13 @@ class Run(RunFolder):
 
     @property
     def status(self) -> str:
-        "How it ended: `finished`, `failed`, `interrupted`; `unfinished` as long as it has not"
-        return (self.read("result") or {}).get("status", "unfinished")
+        "How it ended: `finished`, `failed`, `interrupted`; `running` if it has not, or was killed"
+        return (self.read("result") or {}).get("status", "running")
 
     def __repr__(self) -> str:
         return f"Run({self.id}: {self.status})"
 
-# %% ../nbs/03_tracking.ipynb #c020
+# %% ../nbs/03_tracking.ipynb #c022
 @patch
 def log(
     self: Run,
@@ -221,8 +246,7 @@ def log(
     metrics: Mapping[str, Any],  # Numbers by name
 ):
     "Append metrics to `metrics.jsonl`, at once"
-    line = {"step": int(step), "seconds": round(time.monotonic() - self.started, 3)} | to_json_value(metrics)
-    self._metrics.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+    self.local.log(step, metrics)
     self._tell("log", step, metrics)
 
 
@@ -235,10 +259,10 @@ def _tell(self: Run, event: str, *args):
             self.logger.exception("tracker %s failed and is not told any more", name)
             del self.trackers[name]
 
-# %% ../nbs/03_tracking.ipynb #c021
+# %% ../nbs/03_tracking.ipynb #c023
 @patch(as_prop=True)
 def history(self: Run):
-    "Metrics by step, as a data frame; `seconds` are those since the process that logged them took up the run"
+    "Metrics by step, as a data frame"
     import pandas as pd
 
     rows, file = {}, self.dir / "metrics.jsonl"
@@ -249,7 +273,7 @@ def history(self: Run):
         rows.setdefault(row.pop("step"), {}).update(row)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("step").sort_index()
 
-# %% ../nbs/03_tracking.ipynb #c025
+# %% ../nbs/03_tracking.ipynb #c027
 @patch
 def save_checkpoint(
     self: Run,
@@ -259,20 +283,21 @@ def save_checkpoint(
 ) -> Path:
     "Keep what it takes to go on from here; older checkpoints than the last `keep` are removed"
     folder = self.dir / "checkpoints" / f"{step:06d}"
-    partial = folder.with_name("partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial, replaced = folder.with_name("partial"), folder.with_name("replaced")
+    for rest in (partial, replaced):  # of a process that was killed
+        shutil.rmtree(rest, ignore_errors=True)
     partial.mkdir(parents=True)
     weights = safetensors.save({name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()})
     atomic_write(partial / "weights.safetensors", weights)
     record = {"step": step, "sha256": sha256(weights).hexdigest(), "state": state}
     atomic_write(partial / "state.json", json.dumps(record))
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
     partial.rename(folder)
-    for old in self.checkpoints[: -self.keep]:
-        shutil.rmtree(self.dir / "checkpoints" / f"{old:06d}", ignore_errors=True)
+    self._forget(but=step)
     return folder
 
-# %% ../nbs/03_tracking.ipynb #c026
+# %% ../nbs/03_tracking.ipynb #c028
 @patch(as_prop=True)
 def checkpoints(self: Run) -> list[int]:
     "Steps of which there are checkpoints, in order"
@@ -281,37 +306,53 @@ def checkpoints(self: Run) -> list[int]:
 
 
 @patch
+def _forget(self: Run, but: int):
+    others = [step for step in self.checkpoints if step != but]
+    for old in others[: max(len(others) + 1 - self.keep, 0)]:
+        shutil.rmtree(self.dir / "checkpoints" / f"{old:06d}", ignore_errors=True)
+    shutil.rmtree(self.dir / "checkpoints" / "replaced", ignore_errors=True)
+
+
+@patch
+def _read_checkpoint(self: Run, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    folder, damage = self.dir / "checkpoints" / f"{step:06d}", "wrong checksum"
+    try:
+        record = json.loads((folder / "state.json").read_bytes())
+        weights = (folder / "weights.safetensors").read_bytes()
+        if sha256(weights).hexdigest() == record["sha256"]:
+            return safetensors.load(weights), record["state"]
+    except FileNotFoundError as error:
+        damage = f"no {Path(error.filename).name}"
+    except (ValueError, KeyError, TypeError):
+        damage = "state.json cannot be read"
+    raise ValueError(f"checkpoint {folder.name} of run {self.id} is damaged: {damage}")
+
+# %% ../nbs/03_tracking.ipynb #c029
+@patch
 def latest_checkpoint(self: Run) -> int | None:
-    "Step of the last checkpoint; None if there is none"
-    return max(self.checkpoints, default=None)
+    "Step of the last sound checkpoint; None if there is none"
+    for step in reversed(self.checkpoints):
+        try:
+            self._read_checkpoint(step)
+            return step
+        except ValueError as error:
+            warnings.warn(f"{error}; passed over", stacklevel=2)
+    return None
 
 
-def _read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    record, weights = (
-        json.loads((folder / "state.json").read_text()),
-        (folder / "weights.safetensors").read_bytes(),
-    )
-    if sha256(weights).hexdigest() != record["sha256"]:
-        raise ValueError(f"checkpoint {folder.name} of {folder.parents[1].name} is damaged: wrong checksum")
-    return safetensors.load(weights), record["state"]
-
-# %% ../nbs/03_tracking.ipynb #c027
 @patch
 def load_checkpoint(
     self: Run,
     step: int | None = None,  # After which it was taken; None: the last that is sound
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:  # Tensors and state
-    "What `save_checkpoint` kept"
-    for candidate in [step] if step is not None else reversed(self.checkpoints):
-        try:
-            return _read_checkpoint(self.dir / "checkpoints" / f"{candidate:06d}")
-        except (OSError, ValueError, KeyError) as error:
-            if step is not None:
-                raise
-            warnings.warn(f"{error}: trying an older one", stacklevel=3)
-    raise FileNotFoundError(f"run {self.id} has no sound checkpoint")
+    "What `save_checkpoint` kept; a damaged one is refused"
+    found = self.latest_checkpoint() if step is None else step
+    if found not in self.checkpoints:
+        asked = "sound checkpoint" if step is None else f"checkpoint of step {step}"
+        raise FileNotFoundError(f"run {self.id} has no {asked}; there are {self.checkpoints or 'none'}")
+    return self._read_checkpoint(found)
 
-# %% ../nbs/03_tracking.ipynb #c030
+# %% ../nbs/03_tracking.ipynb #c033
 @patch
 def finish(
     self: Run,
@@ -319,14 +360,25 @@ def finish(
     metrics: Mapping[str, Any],  # The last ones
 ):
     "Write the result and close the files"
-    self.write("result", {"status": status, "metrics": metrics})
+    self.local.finish(status, metrics)
     self._tell("finish", status, metrics)
     if "_metrics" in self.__dict__:
         self.__dict__.pop("_metrics").close()
     if "logger" in self.__dict__:
         self.__dict__.pop("logger").handlers[0].close()
 
-# %% ../nbs/03_tracking.ipynb #c032
+# %% ../nbs/03_tracking.ipynb #c035
+@patch
+def _repr_html_(self: Run) -> str:
+    metrics, history = (self.read("result") or {}).get("metrics"), self.history
+    if not metrics:
+        metrics = history.iloc[-1].dropna().to_dict() if len(history) else {}
+    shown = sorted((k for k in metrics if "." not in k), key=lambda k: "accuracy" not in k)[:6]
+    number = lambda value: f"{value:.4g}" if isinstance(value, int | float) else str(value)
+    rows = [[escape(name), escape(number(metrics[name]))] for name in shown]
+    return html_table(["metric", "value"], rows, f"{self.id}: {self.status}, {len(history)} steps")
+
+# %% ../nbs/03_tracking.ipynb #c038
 class RunStore:
     "A folder of runs"
 
@@ -354,7 +406,7 @@ class RunStore:
                         f"run {run_id!r} exists in {self.root}; choose another run_id"
                     ) from None
 
-# %% ../nbs/03_tracking.ipynb #c033
+# %% ../nbs/03_tracking.ipynb #c039
 @patch
 def create(
     self: RunStore,
@@ -362,19 +414,20 @@ def create(
     settings=None,  # `ExperimentSettings`, or a dict
     run_id: str | None = None,  # None: made up of scenario, protocol, trainer and time
     command: str | None = None,  # What was run; None: the command line of this process
-    told: Iterable[str] = (),  # Names of trackers
+    told: Iterable[str] = (),  # Names of trackers besides `local`
 ) -> Run:
     "A new run"
     params = plain(hyper_params)
     run = Run(self._claim(run_id, params))
     run.write("settings", plain(settings) if settings is not None else {})
     run.write("versions", provenance(command))
+    run.write("result", {"status": "running", "metrics": {}})
     atomic_write(run.dir / "hyper_params.yaml", yaml.safe_dump(params, sort_keys=False, allow_unicode=True))
-    run.trackers = {name: trackers[name]() for name in told}
+    run.trackers = {name: trackers[name]() for name in told if name != "local"}
     run._tell("start", run, hyper_params, settings)
     return run
 
-# %% ../nbs/03_tracking.ipynb #c034
+# %% ../nbs/03_tracking.ipynb #c040
 @patch
 def open(self: RunStore, run_id: str) -> Run:
     "A run that is there"
@@ -389,7 +442,7 @@ def ids(self: RunStore) -> list[str]:
     files = [(p.stat().st_mtime, p.parent.name) for p in self.root.glob("*/hyper_params.yaml")]
     return [name for _, name in sorted(files)]
 
-# %% ../nbs/03_tracking.ipynb #c038
+# %% ../nbs/03_tracking.ipynb #c044
 @patch
 def _repr_html_(self: RunStore) -> str:
     rows = []

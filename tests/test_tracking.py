@@ -72,7 +72,7 @@ def test_killed_while_writing(tmp_path, delay):
     writer.wait()
 
     run = RunStore(tmp_path).open("run")
-    assert run.status == "unfinished"
+    assert run.status == "running"
     tensors, state = run.load_checkpoint()
     assert state == {"step": run.latest_checkpoint()} and 1 <= len(run.checkpoints) <= 3
     assert all(torch.equal(t, torch.full((100_000,), float(state["step"]))) for t in tensors.values())
@@ -85,6 +85,37 @@ def test_killed_while_writing(tmp_path, delay):
     run.save_checkpoint(state["step"] + 1, tensors, {})
     assert len(run.checkpoints) <= run.keep
     assert run.history.loc[state["step"] + 1, "metric 0"] == -1
+
+
+def test_checkpoint_damaged_at_any_place(tmp_path):
+    run = RunStore(tmp_path).create(HYPER_PARAMS, run_id="run")
+    for step in (1, 2):
+        newest = run.save_checkpoint(step, {"w": torch.full((3,), float(step))}, {"step": step})
+    for name in ("weights.safetensors", "state.json"):
+        whole = (newest / name).read_bytes()
+        for broken in (b"", whole[: len(whole) // 2], None):
+            (newest / name).unlink()
+            if broken is not None:
+                (newest / name).write_bytes(broken)
+            with pytest.raises(ValueError, match="checkpoint 000002 of run run is damaged"):
+                run.load_checkpoint(2)
+            with pytest.warns(UserWarning, match="checkpoint 000002 of run run is damaged.*passed over"):
+                assert run.latest_checkpoint() == 1
+            with pytest.warns(UserWarning, match="passed over"):
+                assert run.load_checkpoint()[1] == {"step": 1}
+            (newest / name).write_bytes(whole)
+    assert run.latest_checkpoint() == 2
+
+
+def test_equal_metrics_are_equal_bytes(tmp_path):
+    for name, wait in (("a", 0), ("b", 0.01)):
+        run = RunStore(tmp_path).create(HYPER_PARAMS, run_id=name)
+        for step in range(3):
+            time.sleep(wait)
+            run.log(step, {"loss": torch.tensor(1 / 3), "entropy": float("nan"), "rounds": step})
+    a, b = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in "ab")
+    assert a == b and a.count(b"\n") == 3
+    assert RunStore(tmp_path).open("a").history["entropy"].isna().all()
 
 
 def test_torn_at_every_byte(tmp_path):
