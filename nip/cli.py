@@ -41,28 +41,25 @@ def demo_picture(results: dict[str, object], ceiling: float, path: Path) -> Path
         (line,) = ax.plot([(i + 1) / len(curve) for i in range(len(curve))], curve, label=name)
         m = result.metrics
         ax.axhspan(m["test_accuracy_low"], m["test_accuracy_high"], color=line.get_color(), alpha=0.15, lw=0)
-    ax.axhline(ceiling, color="grey", lw=0.8, ls=":")
-    ax.text(
-        1,
+    ax.axhline(
         ceiling,
-        f"no verifier of its depth can pass {ceiling:.0%} alone",
-        ha="right",
-        va="bottom",
         color="grey",
-        size=8,
+        lw=1,
+        ls=":",
+        label=f"ceiling of any verifier of its depth alone ({ceiling:.0%})",
     )
     ax.set(
         xlabel="share of training",
         ylabel="share of right verdicts",
-        ylim=(0.4, 1.01),
+        ylim=(0.35, 1.01),
         title="A weak verifier learns to use a prover",
     )
     ax.legend(
         loc="lower right",
         frameon=False,
-        title="band: test accuracy, 95 %",
+        title="band: test accuracy, 95 % interval",
+        fontsize=8,
         title_fontsize=8,
-        bbox_to_anchor=(1, 0.32),
     )
     fig.tight_layout()
     fig.savefig(path, dpi=150)

@@ -15,9 +15,9 @@ from .agents import AgentPart, PartContext
 from .registry import Registry
 
 # %% auto #0
-__all__ = ['activations', 'message_selectors', 'make_mlp', 'initialise', 'RunningNorm', 'gathering_statistics', 'ObservationNorm',
-           'MessageFeatures', 'slots_of_rounds', 'without_last_message', 'MlpSelector', 'LikenessSelector',
-           'UniformSelector', 'PolicyHead', 'ValueHead', 'SoloHead']
+__all__ = ['activations', 'message_selectors', 'make_mlp', 'initialise', 'RunningNorm', 'gathering_statistics', 'learning_mode',
+           'ObservationNorm', 'MessageFeatures', 'slots_of_rounds', 'without_last_message', 'MlpSelector',
+           'LikenessSelector', 'UniformSelector', 'PolicyHead', 'ValueHead', 'SoloHead']
 
 # %% ../nbs/41_networks.ipynb #c005
 activations = Registry("activation function")
@@ -86,7 +86,19 @@ def gathering_statistics(*modules: nn.Module, kind: type = RunningNorm):
         for m in norms:
             m.gathering = False
 
-# %% ../nbs/41_networks.ipynb #c011
+# %% ../nbs/41_networks.ipynb #c010
+@contextmanager
+def learning_mode(*modules: nn.Module):
+    "Dropout and noise are on for as long as this lasts"
+    for m in modules:
+        m.train()
+    try:
+        yield
+    finally:
+        for m in modules:
+            m.eval()
+
+# %% ../nbs/41_networks.ipynb #c013
 class ObservationNorm(RunningNorm):
     "Standardises observations, by statistics taken once, before training"
 
@@ -125,7 +137,7 @@ def without_last_message(x: Tensor, round: Tensor) -> Tensor:
     keep = rounds != (round - 1).unsqueeze(-1)  # [B round]
     return x * keep.view(*keep.shape, *[1] * (x.ndim - 2))
 
-# %% ../nbs/41_networks.ipynb #c014
+# %% ../nbs/41_networks.ipynb #c016
 message_selectors = Registry("message selector")
 
 
@@ -146,7 +158,7 @@ class MlpSelector(nn.Module):
         both = torch.cat([candidates, instance.unsqueeze(1).expand(-1, candidates.shape[1], -1)], -1)
         return self.mlp(both).movedim(-1, 1).unflatten(1, self.size)
 
-# %% ../nbs/41_networks.ipynb #c016
+# %% ../nbs/41_networks.ipynb #c018
 @message_selectors.register("likeness")
 class LikenessSelector(nn.Module):
     "Scores each candidate by its likeness to the one last named in the channel and position"
@@ -176,7 +188,7 @@ class UniformSelector(nn.Module):
     def forward(self, candidates: Tensor, instance: Tensor, message: Tensor) -> Tensor:
         return torch.zeros_like(message)
 
-# %% ../nbs/41_networks.ipynb #c021
+# %% ../nbs/41_networks.ipynb #c023
 class _Judge(nn.Module):
     "A network on the flat instance representation and, where wanted, the round"
 
@@ -201,7 +213,7 @@ class _Judge(nn.Module):
             instance = torch.cat([instance, one_hot.to(instance.dtype)], -1)
         return self.mlp(instance)
 
-# %% ../nbs/41_networks.ipynb #c022
+# %% ../nbs/41_networks.ipynb #c024
 class PolicyHead(AgentPart):
     "Message logits `[B channel position candidate]` and, for verifiers, decision logits `[B 3]`"
 
@@ -244,7 +256,7 @@ class ValueHead(AgentPart):
     def forward(self, inputs):
         return {"value": self.judge(inputs["instance_repr"].flatten(1), inputs["round"]).squeeze(-1)}
 
-# %% ../nbs/41_networks.ipynb #c023
+# %% ../nbs/41_networks.ipynb #c025
 class SoloHead(AgentPart):
     "Logits of the label `[B 2]`, for supervised learning"
 

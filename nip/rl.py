@@ -18,10 +18,10 @@ from .agents import LrFactors
 from .combined import ActionSampler, may_decide
 from .environment import MAX_EPISODE_SEED, Environment
 from .losses import masked_mean, standardise, turn_advantages
-from .networks import ObservationNorm, RunningNorm, gathering_statistics
+from .networks import ObservationNorm, RunningNorm, gathering_statistics, learning_mode
 from .parameters import ParameterError, Parameters, param, register_parameters
 from .protocol import build_protocol_handler
-from .settings import generator
+from .settings import generator, seeded
 from nip.statistics import (
     confidence_interval,
     episode_totals,
@@ -268,15 +268,19 @@ def improve(self: RlTrainer, flat: TensorDict) -> dict[str, Tensor]:
     flat = flat[flat["agents", "acts"].any(-1)]
     if not len(flat):
         return {}
-    totals, count = {}, 0
-    for _ in range(rl.num_epochs):
-        for rows in (
-            torch.randperm(len(flat), generator=self.shuffle).to(flat.device).split(rl.minibatch_size)
-        ):
-            for name, value in self.update(flat[rows], learners).items():
-                totals[name] = totals.get(name, 0) + value
-            count += 1
-    return {name: total / count for name, total in totals.items()}
+    with learning_mode(*self.modules()), seeded(self.hyper_params.seed, "noise", self.iteration):
+        steps = [
+            self.update(flat[rows], learners)
+            for _ in range(rl.num_epochs)
+            for rows in self.minibatches(len(flat), flat.device)
+        ]
+    return {name: torch.stack([stats[name] for stats in steps]).mean(0) for name in steps[0]}
+
+
+@patch
+def minibatches(self: RlTrainer, n: int, device) -> tuple[Tensor, ...]:
+    "Random rows of `n` frames, each once"
+    return torch.randperm(n, generator=self.shuffle).to(device).split(self.hyper_params.rl.minibatch_size)
 
 # %% ../nbs/92_rl.ipynb #c020
 @patch

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 
-from .networks import gathering_statistics
-from .settings import generator
+from .networks import gathering_statistics, learning_mode
+from .settings import generator, seeded
 from .statistics import confidence_interval
 from .trainer import Trainer, TrainingError, check_random_agents, register_trainer
 
@@ -53,7 +53,12 @@ class SoloAgentTrainer(Trainer):
 
     def iterate(self) -> dict[str, float]:
         order = torch.randperm(len(self.instance.train_dataset), generator=self.shuffle)
-        with gathering_statistics(self.instance.combined["body"]):
+        body = self.instance.combined["body"]
+        with (
+            gathering_statistics(body),
+            learning_mode(body),
+            seeded(self.hyper_params.seed, "noise", self.iteration),
+        ):
             epoch = self.epoch(
                 self.instance.train_environment,
                 order.split(self.hyper_params.solo_agent.batch_size),
