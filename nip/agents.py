@@ -16,9 +16,9 @@ from .messages import MessageSpace
 from .parameters import Parameters, agent_parameters, param
 
 # %% auto #0
-__all__ = ['UpdateSchedule', 'LrFactors', 'ConstantUpdateSchedule', 'ContiguousPeriodicUpdateSchedule',
+__all__ = ['UpdateSchedule', 'DIMENSIONS', 'LrFactors', 'ConstantUpdateSchedule', 'ContiguousPeriodicUpdateSchedule',
            'AlternatingPeriodicUpdateSchedule', 'AgentParameters', 'RandomAgentParameters', 'PartContext', 'AgentPart',
-           'RandomBody', 'RandomPolicyHead', 'ConstantValueHead', 'WholeAgent', 'Agent']
+           'RandomBody', 'RandomPolicyHead', 'ConstantValueHead', 'WholeAgent', 'Agent', 'with_dimensions']
 
 # %% ../nbs/40_agents.ipynb #c005
 @dataclass
@@ -253,10 +253,22 @@ def shape_flow(self: AgentPart, inputs: dict[str, Tensor]) -> list[tuple[str, st
     return rows + [(k, "output", tuple(v.shape)) for k, v in out.items()]
 
 
+# What the dimensions of a part's inputs and outputs are; others are as the scenario's instances have them
+DIMENSIONS = {
+    "x": "B round channel position *space", "message": "B channel position *space", "round": "B", "value": "B", "instance_repr": "B part d",
+    "candidate_repr": "B candidate d", "message_logits": "B channel position candidate", "decision_logits": "B 3", "label_logits": "B 2",
+}  # fmt: skip
+
+
+def with_dimensions(keys: tuple[str, ...]) -> str:
+    "Keys with their dimensions, for display"
+    return ", ".join(f"<code>{k}</code> [{DIMENSIONS.get(k, 'B …')}]" for k in keys) or "nothing"
+
+
 @patch
 def _repr_html_(self: AgentPart) -> str:
     head = f"<b>{type(self).__name__}</b> of {self.agent_name}: {self.num_parameters:,} parameters<br>"
-    keys = f"reads {', '.join(self.in_keys) or 'nothing'}; gives {', '.join(self.out_keys) or 'nothing'}"
+    keys = f"reads {with_dimensions(self.in_keys)}<br>gives {with_dimensions(self.out_keys)}"
     rows = "".join(f"<tr><td>{n}</td><td>{escape(repr(m).splitlines()[0].rstrip('('))}</td><td>{sum(p.numel() for p in m.parameters()):,}</td></tr>"
                    for n, m in self.named_children())  # fmt: skip
     return (

@@ -204,6 +204,7 @@ def make_graph_pairs(
         chosen = np.resize(rng.permutation(len(source)), num_again)
         again = source[chosen, rng.integers(2, size=num_again)]
         same = np.concatenate([np.stack([again, again], 1), drawer.draw(0, num_same - num_again)])
+        bar.update(recipe.num_pairs - bar.n)  # pairs made of graphs that were there
     return _finish(rng.permutation(np.concatenate([different, same])), recipe.max_wl_rounds, rng)
 
 # %% ../nbs/31_graph_data.ipynb #c021

@@ -17,7 +17,7 @@ from .registry import Registry
 # %% auto #0
 __all__ = ['activations', 'message_selectors', 'make_mlp', 'initialise', 'RunningNorm', 'gathering_statistics', 'learning_mode',
            'ObservationNorm', 'MessageFeatures', 'slots_of_rounds', 'without_last_message', 'MlpSelector',
-           'LikenessSelector', 'UniformSelector', 'PolicyHead', 'ValueHead', 'SoloHead']
+           'LikenessSelector', 'UniformSelector', 'Judge', 'PolicyHead', 'ValueHead', 'SoloHead']
 
 # %% ../nbs/41_networks.ipynb #c005
 activations = Registry("activation function")
@@ -189,7 +189,7 @@ class UniformSelector(nn.Module):
         return torch.zeros_like(message)
 
 # %% ../nbs/41_networks.ipynb #c023
-class _Judge(nn.Module):
+class Judge(nn.Module):
     "A network on the flat instance representation and, where wanted, the round"
 
     def __init__(
@@ -227,9 +227,7 @@ class PolicyHead(AgentPart):
         self.chooses_messages = getattr(self.selector, "has_choice", True)
         self.decider = None
         if context.is_verifier:
-            self.decider = _Judge(
-                context, d, p.d_decider, p.num_decider_layers, 3, p.include_round_in_decider
-            )
+            self.decider = Judge(context, d, p.d_decider, p.num_decider_layers, 3, p.include_round_in_decider)
         initialise(self, p)
 
     def forward(self, inputs):
@@ -250,7 +248,7 @@ class ValueHead(AgentPart):
         super().__init__(context)
         p, d = context.params, num_parts * context.hyper_params.d_representation
         self.judge = initialise(
-            _Judge(context, d, p.d_value, p.num_value_layers, 1, p.include_round_in_value), p
+            Judge(context, d, p.d_value, p.num_value_layers, 1, p.include_round_in_value), p
         )
 
     def forward(self, inputs):
@@ -265,7 +263,7 @@ class SoloHead(AgentPart):
     def __init__(self, context: PartContext, num_parts: int):
         super().__init__(context)
         p, d = context.params, num_parts * context.hyper_params.d_representation
-        self.judge = initialise(_Judge(context, d, p.d_decider, p.num_decider_layers, 2, False), p)
+        self.judge = initialise(Judge(context, d, p.d_decider, p.num_decider_layers, 2, False), p)
 
     def forward(self, inputs):
         return {"label_logits": self.judge(inputs["instance_repr"].flatten(1), inputs["round"])}

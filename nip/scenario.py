@@ -21,6 +21,7 @@ from .messages import MessageSpace
 from .networks import PolicyHead, SoloHead, ValueHead
 from .parameters import ParameterError, scenarios, trainers
 from .protocol import ProtocolHandler, build_protocol_handler
+from .registry import html_table
 from .settings import ExperimentSettings, derive_seed, generator, seeded
 
 # %% auto #0
@@ -214,17 +215,45 @@ def build_scenario_instance(hyper_params, settings: ExperimentSettings | None = 
         hyper_params, settings, scenario, protocol, *datasets, space, agents, *environments, combined
     )
 
-# %% ../nbs/81_scenario.ipynb #c015
+# %% ../nbs/81_scenario.ipynb #c016
+@patch
+def shape_flow(self: ScenarioInstance, agent: str, num_games: int = 2) -> dict[str, list[tuple]]:
+    "Rows (name, kind, shape) for each part of `agent`, from a batch of fresh games"
+    games = torch.arange(num_games)
+    td, rows = self.train_environment.start(games, 0 * games), {}
+    td["agents", "active"] = torch.ones_like(td["agents", "active"])
+    for kind, combined in self.combined.items():
+        rows[kind] = combined.parts[agent].shape_flow(combined.seen_by(agent, td, games.to(td.device)))
+        with torch.no_grad():
+            td = combined(td)
+    return rows
+
+
+def _shapes_html(instance: ScenarioInstance, agent: str) -> str:
+    tables = {
+        kind: html_table(["", "kind", "shape"], rows) for kind, rows in instance.shape_flow(agent).items()
+    }
+    return "".join(
+        f"<details><summary>shapes in the {kind}, for two games</summary>{t}</details>"
+        for kind, t in tables.items()
+    )
+
+
 @patch
 def _repr_html_(self: ScenarioInstance) -> str:
-    stages = [("protocol", self.protocol_handler), ("training data", self.train_dataset), ("test data", self.test_dataset),
-              *((f"agent {name}", agent) for name, agent in self.agents.items())]  # fmt: skip
+    shapes = (lambda name: _shapes_html(self, name)) if self.combined else (lambda name: "")
+    stages = {
+        "protocol": self.protocol_handler._repr_html_(),
+        "training data": self.train_dataset._repr_html_(),
+        "test data": self.test_dataset._repr_html_(),
+    }
+    stages |= {f"agent {name}": agent._repr_html_() + shapes(name) for name, agent in self.agents.items()}
     body = "".join(
-        f"<details><summary>{name}</summary>{part._repr_html_()}</details>" for name, part in stages
+        f"<details><summary>{name}</summary>{content}</details>" for name, content in stages.items()
     )
-    env = self.train_environment
+    env, space = self.train_environment, self.message_space
     games = (
-        f"<p>{env.batch_size[0]} games at a time; messages name one of {self.message_space.size} candidates {self.message_space.shape}</p>"
+        f"<p>{env.batch_size[0]} games at a time; messages name one of {space.size} candidates {space.shape}</p>"
         if env
         else ""
     )
