@@ -24,15 +24,9 @@ __all__ = ['workload', 'Stopwatch', 'import_seconds', 'measure', 'peak_memory_mb
 def workload(name: str = "S") -> HyperParameters:
     "Hyper-parameters of workload `S` (4 epochs) or `S1` (1 epoch)"
     agent = dict(
-        d_gnn=16,
-        d_gin_mlp=64,
-        num_transformer_layers=1,
-        num_heads=4,
-        d_transformer=16,
-        d_transformer_mlp=64,
-        use_dual_gnn=False,
-        use_batch_norm=False,
+        d_gnn=16, d_gin_mlp=64, num_transformer_layers=1, num_heads=4, d_transformer=16, d_transformer_mlp=64
     )
+    agent |= dict(use_dual_gnn=False, use_batch_norm=False)
     return HyperParameters(
         "graph_isomorphism", "vanilla_ppo", "er1000", "nip", seed=8144,
         agents={"prover": dict(agent, num_gnn_layers=5), "verifier": dict(agent, num_gnn_layers=2)},
@@ -97,11 +91,9 @@ def measure(name: str = "S", iterations: int = 3, device: str = "cpu", threads: 
 
 def peak_memory_mb(device: str) -> float:
     "Largest memory so far: of the process, or on the GPU"
-    return (
-        torch.cuda.max_memory_allocated() / 2**20
-        if device.startswith("cuda")
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    )
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 # %% ../nbs/97_bench.ipynb #c008
 def table(figures: dict[str, float]) -> str:

@@ -182,14 +182,10 @@ def make_parser() -> argparse.ArgumentParser:
 
     arg = lambda *flags, **options: (flags, options)
     device = arg("--device", default="cpu", help="torch device (default: cpu)")
-    command(
-        "demo",
-        demo,
-        device,
-        arg("--seed", type=int, help="another seed"),
-        arg("--iterations", type=int, help="fewer or more iterations"),
-    )
-    command("run", run_file, arg("file", help="YAML or JSON file, or the name of a preset"), device, arg("--set", nargs="*", default=[], metavar="NAME=VALUE", help="changes"),
+    command("demo", demo, device, arg("--seed", type=int, help="another seed"),
+            arg("--iterations", type=int, help="fewer or more iterations"))  # fmt: skip
+    changes = dict(nargs="*", default=[], metavar="NAME=VALUE")
+    command("run", run_file, arg("file", help="YAML or JSON file, or the name of a preset"), device, arg("--set", help="changes", **changes),
             arg("--run-id", help="name of the run folder"), arg("--test-run", action="store_true", help="one smallest step, nothing kept"),
             arg("--dry-run", action="store_true", help="print the hyper-parameters and stop"))  # fmt: skip
     command("show", show)
@@ -198,9 +194,10 @@ def make_parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="Data sets").add_subparsers(
         title="data commands", required=True, metavar="COMMAND"
     )
-    recipe = dict(nargs="*", default=[], metavar="NAME=VALUE")
-    command("make", data_make, arg("name", help="er<N>, eru<N>, test, or a new name with --set"), arg("--ignore-cache", action="store_true", help="make it again"),
-            arg("--set", help="the recipe, as num_pairs=500 sizes=[6,7]", **recipe), arg("--test", help="what is different for the test data", **recipe), of=data)  # fmt: skip
+    command("make", data_make, arg("name", help="er<N>, eru<N>, test, or a new name with --set"),
+            arg("--ignore-cache", action="store_true", help="make it again"),
+            arg("--set", help="the recipe, as num_pairs=500 sizes=[6,7]", **changes),
+            arg("--test", help="what is different for the test data", **changes), of=data)  # fmt: skip
     command(
         "import",
         data_import,

@@ -178,11 +178,11 @@ class AttentionBlock(nn.Module):
         self.mlp = make_mlp(d, p.d_transformer_mlp, d, 2, p.activation_function)
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
 
-    def forward(self, h: Tensor, mask: Tensor) -> Tensor:
-        "`h [B token d]`, `mask [B token token]`: who may look at whom"
+    def forward(self, h: Tensor, bias: Tensor) -> Tensor:
+        "`h [B token d]`, `bias [B token token]`: 0 for those who may be looked at, −∞ for the others"
         q, k, v = self.qkv(h).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         drop = self.dropout if self.training else 0.0
-        heads = F.scaled_dot_product_attention(q, k, v, mask.unsqueeze(1), drop)
+        heads = F.scaled_dot_product_attention(q, k, v, bias.unsqueeze(1), drop)
         h = self.norm1(h + F.dropout(self.out(heads.transpose(1, 2).flatten(2)), drop))
         return self.norm2(h + F.dropout(self.mlp(h), drop))
 
@@ -227,9 +227,9 @@ class GraphIsomorphismBody(AgentPart):
         nodes = self.nodes(inputs)
         tokens = self.tokens[0](self.join(nodes, self.pool(nodes), inputs["message"]))
         if self.attention:
-            looks_at = attention_mask(node_mask)
+            bias = torch.zeros_like(tokens[..., :1]).masked_fill(~attention_mask(node_mask), -torch.inf)
             for block in self.attention:
-                tokens = block(tokens, looks_at)
+                tokens = block(tokens, bias)
             tokens = self.tokens[1](tokens)
         tokens = self.activation(tokens)
         return {"instance_repr": tokens[:, :2], "candidate_repr": tokens[:, 2:]}

@@ -37,10 +37,8 @@ def turn_advantages(
         delta = since + discount * next_value - value[:, t]
         advantage[:, t] = delta + lmbda * discount * next_advantage
         known[:, t] = turn & follows
-        next_value, next_advantage = (
-            torch.where(turn, value[:, t], next_value),
-            torch.where(turn, torch.where(follows, advantage[:, t], 0.0), next_advantage),
-        )
+        next_advantage = torch.where(turn, torch.where(follows, advantage[:, t], 0.0), next_advantage)
+        next_value = torch.where(turn, value[:, t], next_value)
         since, discount = torch.where(turn, 0.0, since), torch.where(turn, 1.0, discount)
         follows = follows | turn
     return advantage, known

@@ -80,11 +80,9 @@ class VanillaPpoTrainer(RlTrainer):
 
     def surrogate(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
         ppo = self.hyper_params.ppo
-        return (
-            ppo_clip_loss(log_ratio, advantage, ppo.clip_epsilon)
-            if ppo.loss_type == "clip"
-            else ppo_kl_loss(log_ratio, advantage, self.beta)
-        )
+        if ppo.loss_type == "clip":
+            return ppo_clip_loss(log_ratio, advantage, ppo.clip_epsilon)
+        return ppo_kl_loss(log_ratio, advantage, self.beta)
 
     def agent_losses(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         ppo, agents = self.hyper_params.ppo, batch["agents"]
@@ -92,15 +90,8 @@ class VanillaPpoTrainer(RlTrainer):
         log_prob, entropy = log_prob_and_entropy(batch, self.sampler.name)
         log_ratio = torch.where(acts, log_prob - agents["log_prob"], 0.0)
         objective = mean(self.surrogate(log_ratio, agents["advantage"]))
-        critic = mean(
-            critic_loss(
-                agents["value"],
-                agents["value_target"],
-                self.hyper_params.rl.loss_critic_type,
-                agents["old_value"],
-                self.value_clip,
-            )
-        )
+        kind, values = self.hyper_params.rl.loss_critic_type, (agents["value"], agents["value_target"])
+        critic = mean(critic_loss(*values, kind, agents["old_value"], self.value_clip))
         bonus, label = mean(entropy), self.hyper_params.vanilla_ppo.label_coef
         with torch.no_grad():
             stats = {"loss_objective": objective, "loss_critic": ppo.critic_coef * critic, "loss_critic_unscaled": critic,
@@ -115,8 +106,6 @@ class VanillaPpoTrainer(RlTrainer):
         p = self.hyper_params.ppo
         if p.loss_type != "kl_penalty" or not losses:
             return
-        adapted = [
-            adapt_beta(b, kl, p.kl_target, p.kl_decrement, p.kl_increment)
-            for b, kl in zip(self.beta.tolist(), losses["kl_divergence"].tolist())
-        ]
+        adapt = lambda beta, kl: adapt_beta(beta, kl, p.kl_target, p.kl_decrement, p.kl_increment)
+        adapted = [adapt(*pair) for pair in zip(self.beta.tolist(), losses["kl_divergence"].tolist())]
         self.beta = torch.tensor(adapted, device=self.beta.device)

@@ -34,7 +34,7 @@ from nip.statistics import (
 from .trainer import Trainer, TrainingError
 
 # %% auto #0
-__all__ = ['FRAME_KEYS', 'RlTrainerParameters', 'steps_per_iteration', 'RlTrainer']
+__all__ = ['FRAME_KEYS', 'RlTrainerParameters', 'steps_per_iteration', 'RlTrainer', 'make_optimiser']
 
 # %% ../nbs/92_rl.ipynb #c005
 @register_parameters("rl")
@@ -108,8 +108,10 @@ class RlTrainer(Trainer):
         steps = steps_per_iteration(hyper_params, protocol)
         if rl.frames_per_batch is not None and rl.frames_per_batch % steps:
             n = rl.frames_per_batch // steps * steps
-            raise ParameterError("rl.frames_per_batch", rl.frames_per_batch, f"must be a multiple of the {steps} rounds that each game goes on in an iteration",
-                                 [c for c in (n, n + steps) if c])  # fmt: skip
+            why = f"must be a multiple of the {steps} rounds that each game goes on in an iteration"
+            raise ParameterError(
+                "rl.frames_per_batch", rl.frames_per_batch, why, [c for c in (n, n + steps) if c]
+            )
 
     def agent_losses(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         "Loss of each agent `[agent]` on a minibatch, and statistics by name, each `[agent]`"
@@ -135,15 +137,20 @@ def prepare(self: RlTrainer) -> None:
         for a, agent in self.instance.agents.items()
         for g in agent.lr_groups(hp.rl.body_lr_factor)
     ]
-    self.optimiser = None
-    if self.groups:
-        self.optimiser = torch.optim.Adam(
-            [{"params": g["params"], "lr": hp.rl.lr * g["lr_factor"]} for g in self.groups],
-            eps=1e-5,
-            fused=True,
-        )
+    self.optimiser = make_optimiser(self.groups, hp.rl.lr)
     self.state_of_play = self.instance.train_environment.reset()
     self.prime_statistics()
+
+
+def make_optimiser(groups: list[dict], lr: float) -> torch.optim.Adam | None:
+    "Adam over all groups, joined where their factors agree: each update is one call per factor"
+    by_factor: dict[float, list[Tensor]] = {}
+    for g in groups:
+        by_factor.setdefault(g["lr_factor"], []).extend(g["params"])
+    joined = [
+        {"params": params, "lr": lr * factor, "lr_factor": factor} for factor, params in by_factor.items()
+    ]
+    return torch.optim.Adam(joined, eps=1e-5, fused=True) if joined else None
 
 
 @patch
@@ -170,13 +177,7 @@ def act(self: RlTrainer, td: TensorDictBase, sample: bool = True) -> TensorDictB
     return self.sampler(td) if sample else td
 
 
-FRAME_KEYS = (
-    ("agents", "log_prob"),
-    ("agents", "value"),
-    ("agents", "decision"),
-    ("agents", "message_logits"),
-    ("agents", "decision_logits"),
-)
+FRAME_KEYS = [("agents", k) for k in ("log_prob", "value", "decision", "message_logits", "decision_logits")]
 
 
 @patch
@@ -269,11 +270,8 @@ def improve(self: RlTrainer, flat: TensorDict) -> dict[str, Tensor]:
     if not len(flat):
         return {}
     with learning_mode(*self.modules()), seeded(self.hyper_params.seed, "noise", self.iteration):
-        steps = [
-            self.update(flat[rows], learners)
-            for _ in range(rl.num_epochs)
-            for rows in self.minibatches(len(flat), flat.device)
-        ]
+        epochs = [self.minibatches(len(flat), flat.device) for _ in range(rl.num_epochs)]
+        steps = [self.update(flat[rows], learners) for minibatches in epochs for rows in minibatches]
     return {name: torch.stack([stats[name] for stats in steps]).mean(0) for name in steps[0]}
 
 
@@ -310,8 +308,8 @@ def check_finite(self: RlTrainer, losses: Tensor) -> None:
 def anneal(self: RlTrainer) -> None:
     rl = self.hyper_params.rl
     share = 1 - self.iteration / max(1, rl.num_iterations) if rl.anneal_lr else 1.0
-    for g, spec in zip(self.optimiser.param_groups if self.optimiser else (), self.groups):
-        g["lr"] = rl.lr * spec["lr_factor"] * share
+    for g in self.optimiser.param_groups if self.optimiser else ():
+        g["lr"] = rl.lr * g["lr_factor"] * share
 
 
 @patch
@@ -358,9 +356,8 @@ def iterate(self: RlTrainer) -> dict[str, float]:
     losses = self.improve(flat)
     self.follow_statistics(flat)
     self.after_iteration(losses)
-    return self.game_statistics(
-        played[:, : steps_per_iteration(self.hyper_params, self.protocol)]
-    ) | self.loss_statistics(flat, losses)
+    recorded = played[:, : steps_per_iteration(self.hyper_params, self.protocol)]
+    return self.game_statistics(recorded) | self.loss_statistics(flat, losses)
 
 
 RlTrainer.normalise_advantage = False
@@ -413,8 +410,13 @@ def loss_statistics(self: RlTrainer, flat: TensorDict, losses: dict[str, Tensor]
     average = lambda x: masked_mean(x, acts)
     residual = agents["value_target"] - agents["value"]
     variance = lambda x: average((x - average(x)).square())
-    table = {"mean_advantage": average(agents["raw_advantage"]), "mean_value": average(agents["value"]), "mean_value_target": average(agents["value_target"]),
-             "residual_critic_variance": variance(residual) / variance(agents["value_target"]).clamp(min=1e-12), **losses}  # fmt: skip
+    unexplained = variance(residual) / variance(agents["value_target"]).clamp(min=1e-12)
+    table = {
+        "mean_advantage": average(agents["raw_advantage"]),
+        "residual_critic_variance": unexplained,
+        **losses,
+    }
+    table |= {f"mean_{k}": average(agents[k]) for k in ("value", "value_target")}
     stats = {f"{a}.{k}": v[i].item() for k, v in table.items() for i, a in enumerate(self.agent_names)}
     return stats | {k: v.sum().item() if k.startswith("loss") else v.mean().item() for k, v in losses.items()}
 
@@ -458,12 +460,8 @@ def test_rollouts(self: RlTrainer, passes: int | None = None, chunk: int = 1000)
     seeds = generator(self.hyper_params.seed, "test seeds")
     pieces = [rows for _ in range(passes) for rows in torch.arange(n).split(chunk)]
     bar = self.settings.tqdm_func(pieces, desc="testing")
-    return [
-        self.without_epilogue(
-            self.play_out(env, rows, torch.randint(MAX_EPISODE_SEED, (len(rows),), generator=seeds))
-        )
-        for rows in bar
-    ]
+    draw = lambda n: torch.randint(MAX_EPISODE_SEED, (n,), generator=seeds)
+    return [self.without_epilogue(self.play_out(env, rows, draw(len(rows)))) for rows in bar]
 
 
 @patch

@@ -64,9 +64,8 @@ class SoloAgentTrainer(Trainer):
                 order.split(self.hyper_params.solo_agent.batch_size),
                 learn=True,
             )
-        stats = {f"{n}.train_loss": loss for n, (loss, _) in epoch.items()} | {
-            f"{n}.train_accuracy": r.mean().item() for n, (_, r) in epoch.items()
-        }
+        stats = {f"{n}.train_loss": loss for n, (loss, _) in epoch.items()}
+        stats |= {f"{n}.train_accuracy": right.mean().item() for n, (_, right) in epoch.items()}
         return stats | {"mean_accuracy": sum(r.mean().item() for _, r in epoch.values()) / len(epoch)}
 
     def test(self) -> dict[str, float]:

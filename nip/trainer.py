@@ -104,11 +104,8 @@ def check_random_agents(trainer_class: type, hyper_params) -> None:
         return
     for name, params in hyper_params.agents.items():
         if _is_random(params):
-            raise ParameterError(
-                f"agents.{name}",
-                "random agent",
-                f"trainer {hyper_params.trainer!r} trains every agent, and a random one cannot learn",
-            )
+            why = f"cannot learn, and the trainer {hyper_params.trainer!r} trains every agent"
+            raise ParameterError(f"agents.{name}", "random agent", why)
 
 
 def register_trainer(name: str):

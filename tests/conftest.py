@@ -20,6 +20,8 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes minutes; runs with --slow")
+    if not config.getoption("--slow"):
+        os.environ["NIP_SMALL"] = "1"  # experiments run a short version of themselves
 
 
 def pytest_collection_modifyitems(config, items):

@@ -24,8 +24,8 @@ def cells(path: Path) -> list[str]:
 
 
 def is_slow(path: Path) -> bool:
-    "An experiment, or a notebook whose first cell says so; slow cells in other notebooks are passed over one by one"
-    return "experiments" in path.parts or any("#| slow" in source for source in cells(path)[:1])
+    "A notebook whose first cell says so; slow cells in other notebooks are passed over one by one"
+    return any("#| slow" in source for source in cells(path)[:1])
 
 
 def play(path: Path, slow: bool, answer):
