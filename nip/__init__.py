@@ -18,6 +18,7 @@ _MODULES = {
         "LrFactors", "ConstantUpdateSchedule", "ContiguousPeriodicUpdateSchedule", "AlternatingPeriodicUpdateSchedule",
         "AgentParameters", "RandomAgentParameters",
     ],
+    "agent_groups": ["ImageClassificationAgentParameters", "PureTextAgentParameters", "CodeValidationAgentParameters"],
     "scenario": ["ScenarioInstance", "build_scenario_instance", "register_scenario"],
     "graph_isomorphism": ["GraphIsomorphismAgentParameters"],
     "trainer": ["register_trainer"],

@@ -227,7 +227,9 @@ class GraphIsomorphismBody(AgentPart):
         nodes = self.nodes(inputs)
         tokens = self.tokens[0](self.join(nodes, self.pool(nodes), inputs["message"]))
         if self.attention:
-            bias = torch.zeros_like(tokens[..., :1]).masked_fill(~attention_mask(node_mask), -torch.inf)
+            bias = torch.zeros_like(tokens[..., :1]).masked_fill(
+                ~attention_mask(inputs["node_mask"]), -torch.inf
+            )
             for block in self.attention:
                 tokens = block(tokens, bias)
             tokens = self.tokens[1](tokens)

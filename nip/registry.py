@@ -44,8 +44,8 @@ class UnknownName(KeyError):
         return f"{self.kind} {self.name!r} is not registered.{hint} Registered: {known}"
 
 # %% ../nbs/00_registry.ipynb #c009
-COMPONENT_MODULES = ["nip.groups", "nip.protocols", "nip.data", "nip.graph_data", "nip.agents"]
-COMPONENT_MODULES += ["nip.graph_isomorphism", "nip.losses", "nip.rl", "nip.ppo", "nip.solo", "nip.tracking"]
+COMPONENT_MODULES = ["nip.groups", "nip.protocols", "nip.data", "nip.agents", "nip.agent_groups"]
+COMPONENT_MODULES += ["nip.graph_isomorphism", "nip.rl", "nip.ppo", "nip.solo", "nip.tracking", "nip.run"]
 _loaded: set[str] = set()  # Modules and entry points loaded already, or being loaded further up the stack
 
 # %% ../nbs/00_registry.ipynb #c010
