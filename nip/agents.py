@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .messages import MessageSpace
-from .parameters import Parameters, agent_parameters, param
+from .parameters import ParameterError, Parameters, agent_parameters, param
 
 # %% auto #0
 __all__ = ['UpdateSchedule', 'DIMENSIONS', 'LrFactors', 'ConstantUpdateSchedule', 'ContiguousPeriodicUpdateSchedule',
@@ -46,6 +46,12 @@ class ContiguousPeriodicUpdateSchedule(Parameters):
     start: int = param(ge=0)  # First active iteration of the period
     stop: int = param(ge=1)  # First inactive iteration after it
 
+    def check(self):
+        if not self.start < self.stop <= self.period:
+            raise ParameterError(
+                "stop", self.stop, f"must be above start ({self.start}) and at most period ({self.period})"
+            )
+
     def is_active(self, iteration: int) -> bool:
         return self.start <= iteration % self.period < self.stop
 
@@ -58,10 +64,18 @@ class AlternatingPeriodicUpdateSchedule(Parameters):
     first_agent_num_rounds: int = param(ge=0)  # Iterations of the period in which the first agent learns
     first_agent: bool = True  # Whether this agent is the first
 
+    def check(self):
+        if self.first_agent_num_rounds > self.period:
+            raise ParameterError(
+                "first_agent_num_rounds",
+                self.first_agent_num_rounds,
+                f"must be at most period ({self.period})",
+            )
+
     def is_active(self, iteration: int) -> bool:
         return (iteration % self.period < self.first_agent_num_rounds) == self.first_agent
 
-# %% ../nbs/40_agents.ipynb #c009
+# %% ../nbs/40_agents.ipynb #c010
 UpdateSchedule = ConstantUpdateSchedule | ContiguousPeriodicUpdateSchedule | AlternatingPeriodicUpdateSchedule
 
 
@@ -82,7 +96,7 @@ class AgentParameters(Parameters):
     use_orthogonal_initialisation: bool = True  # Orthogonal weights, zero biases
     orthogonal_initialisation_gain: float = param(1.0, gt=0)  # Gain of the orthogonal weights
 
-# %% ../nbs/40_agents.ipynb #c011
+# %% ../nbs/40_agents.ipynb #c012
 @agent_parameters.register("RandomAgentParameters")
 @dataclass
 class RandomAgentParameters(Parameters):
@@ -92,7 +106,7 @@ class RandomAgentParameters(Parameters):
     def is_random(self) -> bool:
         return True
 
-# %% ../nbs/40_agents.ipynb #c013
+# %% ../nbs/40_agents.ipynb #c014
 @dataclass
 class PartContext:
     "What a part may know when it is built"
@@ -131,7 +145,7 @@ class AgentPart(nn.Module):
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())
 
-# %% ../nbs/40_agents.ipynb #c015
+# %% ../nbs/40_agents.ipynb #c016
 class RandomBody(AgentPart):
     "Represents nothing"
 
@@ -161,7 +175,7 @@ class ConstantValueHead(AgentPart):
     def forward(self, inputs):
         return {"value": inputs["message"].new_zeros(len(inputs["message"]))}
 
-# %% ../nbs/40_agents.ipynb #c017
+# %% ../nbs/40_agents.ipynb #c018
 class WholeAgent(AgentPart):
     "An agent in one piece"
 
@@ -201,7 +215,7 @@ class Agent:
                 {k.removeprefix(f"{n}."): v for k, v in state.items() if k.startswith(f"{n}.")}
             )
 
-# %% ../nbs/40_agents.ipynb #c019
+# %% ../nbs/40_agents.ipynb #c020
 def _factor(params: Parameters, name: str, role: str) -> float:
     factors = getattr(params, name, None)
     return 1.0 if factors is None else getattr(factors, role)
@@ -232,7 +246,7 @@ def lr_groups(self: Agent, body_lr_factor: LrFactors | None = None) -> list[dict
         ]
     return groups
 
-# %% ../nbs/40_agents.ipynb #c021
+# %% ../nbs/40_agents.ipynb #c022
 @patch
 def shape_flow(self: AgentPart, inputs: dict[str, Tensor]) -> list[tuple[str, str, tuple[int, ...]]]:
     "Rows (name, kind, shape): inputs, every module that runs, outputs"
@@ -277,7 +291,7 @@ def _repr_html_(self: AgentPart) -> str:
         + (f"<table><tr><th>module</th><th>kind</th><th>parameters</th></tr>{rows}</table>" if rows else "")
     )
 
-# %% ../nbs/40_agents.ipynb #c022
+# %% ../nbs/40_agents.ipynb #c023
 @patch
 def _repr_html_(self: Agent) -> str:
     head = f"<h4>{self.name}</h4>{type(self.params).__name__}, {self.num_parameters:,} parameters<br>"

@@ -27,7 +27,7 @@ from nip.networks import (
     slots_of_rounds,
     without_last_message,
 )
-from .parameters import agent_parameters, param
+from .parameters import ParameterError, agent_parameters, param
 from .scenario import Scenario, register_scenario
 
 # %% auto #0
@@ -83,6 +83,12 @@ class GraphIsomorphismAgentParameters(AgentParameters):
     hide_last_message: bool = False  # Represent nodes as if the message being answered had not been said
     representation_activation: bool = False  # Apply the activation to the representation that the heads read
 
+    def check(self):
+        if self.num_transformer_layers and self.d_transformer % self.num_heads:
+            raise ParameterError(
+                "num_heads", self.num_heads, f"must divide d_transformer ({self.d_transformer})"
+            )
+
     @property
     def selector(self) -> str:
         return self.node_selector
@@ -101,7 +107,7 @@ class GraphIsomorphismAgentParameters(AgentParameters):
         return cls(num_gnn_layers=1, d_gnn=4, d_gin_mlp=4, num_heads=1, num_transformer_layers=1, d_transformer=4, d_transformer_mlp=4,
                    d_node_selector=4, d_decider=4, d_value=4)  # fmt: skip
 
-# %% ../nbs/83_graph_isomorphism.ipynb #c007
+# %% ../nbs/83_graph_isomorphism.ipynb #c008
 class GinLayer(nn.Module):
     "h ↦ MLP(h + Σ neighbours), Xu et al. 2019, eq. 4.1 with ε = 0"
 
@@ -140,7 +146,7 @@ class Gnn(nn.Module):
             after.append(h)
         return torch.cat(after, -1) if self.every_layer and after else h
 
-# %% ../nbs/83_graph_isomorphism.ipynb #c011
+# %% ../nbs/83_graph_isomorphism.ipynb #c012
 class PairPooling(nn.Module):
     "Sums over nodes `[B graph d]` of both graphs, combined as the parameters say"
 
@@ -167,7 +173,7 @@ class PairPooling(nn.Module):
         )
         return torch.stack([pooled.mean(1), difference], 1)
 
-# %% ../nbs/83_graph_isomorphism.ipynb #c013
+# %% ../nbs/83_graph_isomorphism.ipynb #c014
 class AttentionBlock(nn.Module):
     "Self-attention under a mask, then a network; each with a skip connection and layer norm after"
 
@@ -197,7 +203,7 @@ def attention_mask(node_mask: Tensor) -> Tensor:
     there = F.pad(node_mask.flatten(1), (2, 0), value=True)
     return cross & there.unsqueeze(1)
 
-# %% ../nbs/83_graph_isomorphism.ipynb #c016
+# %% ../nbs/83_graph_isomorphism.ipynb #c017
 class GraphIsomorphismBody(AgentPart):
     "Two graphs and what was said about them → `instance_repr [B 2 d]`, `candidate_repr [B 2·node d]`"
 
@@ -223,7 +229,6 @@ class GraphIsomorphismBody(AgentPart):
         initialise(self, p)
 
     def forward(self, inputs):
-        node_mask = inputs["node_mask"]
         nodes = self.nodes(inputs)
         tokens = self.tokens[0](self.join(nodes, self.pool(nodes), inputs["message"]))
         if self.attention:
@@ -236,7 +241,7 @@ class GraphIsomorphismBody(AgentPart):
         tokens = self.activation(tokens)
         return {"instance_repr": tokens[:, :2], "candidate_repr": tokens[:, 2:]}
 
-# %% ../nbs/83_graph_isomorphism.ipynb #c018
+# %% ../nbs/83_graph_isomorphism.ipynb #c019
 @patch
 def nodes(self: GraphIsomorphismBody, inputs: dict[str, Tensor]) -> Tensor:
     "Node features `[B graph node d]`, zero for padding"
@@ -266,7 +271,7 @@ def join(self: GraphIsomorphismBody, nodes: Tensor, pooled: Tensor, message: Ten
         parts.append(F.pad(said, (0, 0, 2, 0)))
     return torch.cat(parts, -1)
 
-# %% ../nbs/83_graph_isomorphism.ipynb #c020
+# %% ../nbs/83_graph_isomorphism.ipynb #c021
 @register_scenario("graph_isomorphism")
 class GraphIsomorphismScenario(Scenario):
     "Two graphs: isomorphic or not?"
