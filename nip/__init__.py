@@ -18,6 +18,7 @@ _MODULES = {
         "LrFactors", "ConstantUpdateSchedule", "ContiguousPeriodicUpdateSchedule", "AlternatingPeriodicUpdateSchedule",
         "AgentParameters", "RandomAgentParameters",
     ],
+    "networks": ["HeadParameters"],
     "agent_groups": ["ImageClassificationAgentParameters", "PureTextAgentParameters", "CodeValidationAgentParameters"],
     "scenario": ["ScenarioInstance", "build_scenario_instance", "register_scenario"],
     "graph_isomorphism": ["GraphIsomorphismAgentParameters"],

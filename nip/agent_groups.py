@@ -9,16 +9,15 @@ __all__ = ['ImageClassificationAgentParameters', 'PureTextAgentParameters', 'Cod
 from dataclasses import dataclass
 
 from .agents import AgentParameters
-from .networks import activations
+from .networks import HeadParameters
 from .parameters import agent_parameters, param
 
 # %% ../nbs/41a_agent_groups.ipynb #c005
 @agent_parameters.register("ImageClassificationAgentParameters")
 @dataclass
-class ImageClassificationAgentParameters(AgentParameters):
+class ImageClassificationAgentParameters(HeadParameters):
     "An agent that looks at an image"
 
-    activation_function: str = param("tanh", choices=activations)  # Between layers, everywhere
     building_block_type: str = param("conv2d", choices=("conv2d", "residual_basic"))  # What a block is
     num_blocks_per_group: int = param(2, ge=1)  # Blocks between two halvings of the image
     kernel_size: int = param(3, ge=1)  # Of the convolutions
@@ -27,14 +26,6 @@ class ImageClassificationAgentParameters(AgentParameters):
     pretrained_embedding_channels: int = param(64, ge=1)  # Channels that they are brought to
     d_latent_pixel_selector: int = param(16, ge=1)  # Hidden width of the selector of pixels
     num_latent_pixel_selector_layers: int = param(2, ge=1)  # Its layers
-    d_decider: int = param(16, ge=1)  # Hidden width of the decider
-    num_decider_layers: int = param(2, ge=1)  # Its layers
-    include_round_in_decider: bool = True  # Tell the decider the round
-    d_linear_message_selector: int = param(16, ge=1)  # Hidden width of the selector of linear messages
-    num_linear_message_selector_layers: int = param(2, ge=1)  # Its layers
-    d_value: int = param(16, ge=1)  # Hidden width of the value head
-    num_value_layers: int = param(2, ge=1)  # Its layers
-    include_round_in_value: bool = True  # Tell the value head the round
 
 # %% ../nbs/41a_agent_groups.ipynb #c007
 @agent_parameters.register("PureTextAgentParameters")

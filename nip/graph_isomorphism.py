@@ -13,11 +13,12 @@ from fastcore.basics import patch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from .agents import AgentParameters, AgentPart, LrFactors, PartContext
+from .agents import AgentPart, LrFactors, PartContext
 from .data import Dataset
 from .graph_data import draw_pair, load_graph_pairs, recipes
 from .messages import MessageSpace
 from nip.networks import (
+    HeadParameters,
     MessageFeatures,
     RunningNorm,
     activations,
@@ -37,10 +38,9 @@ __all__ = ['GraphIsomorphismAgentParameters', 'GinLayer', 'Gnn', 'PairPooling', 
 # %% ../nbs/83_graph_isomorphism.ipynb #c005
 @agent_parameters.register("GraphIsomorphismAgentParameters")
 @dataclass
-class GraphIsomorphismAgentParameters(AgentParameters):
+class GraphIsomorphismAgentParameters(HeadParameters):
     "An agent that reads two graphs"
 
-    activation_function: str = param("tanh", choices=activations)  # Between layers, everywhere
     num_gnn_layers: int = param(5, ge=0)  # Rounds of message passing: what the agent can tell apart
     d_gnn: int = param(16, ge=1)  # Width of a node's features
     d_gin_mlp: int = param(64, ge=1)  # Hidden width of a layer's network
@@ -53,14 +53,6 @@ class GraphIsomorphismAgentParameters(AgentParameters):
     transformer_dropout: float = param(0.0, ge=0, lt=1)  # Dropout in the transformer while training
     d_node_selector: int = param(16, ge=1)  # Hidden width of the node selector
     num_node_selector_layers: int = param(2, ge=1)  # Its layers
-    d_decider: int = param(16, ge=1)  # Hidden width of the decider
-    num_decider_layers: int = param(2, ge=1)  # Its layers
-    include_round_in_decider: bool = True  # Tell the decider the round
-    d_linear_message_selector: int = param(16, ge=1)  # Hidden width of the selector of linear messages
-    num_linear_message_selector_layers: int = param(2, ge=1)  # Its layers
-    d_value: int = param(16, ge=1)  # Hidden width of the value head
-    num_value_layers: int = param(2, ge=1)  # Its layers
-    include_round_in_value: bool = True  # Tell the value head the round
     use_batch_norm: bool = True  # Standardise the pooled features of a graph
     noise_sigma: float = param(
         0.0, ge=0

@@ -6,18 +6,20 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .agents import AgentPart, PartContext
+from .agents import AgentParameters, AgentPart, PartContext
+from .parameters import param
 from .registry import Registry
 
 # %% auto #0
 __all__ = ['activations', 'message_selectors', 'make_mlp', 'initialise', 'RunningNorm', 'gathering_statistics', 'learning_mode',
            'ObservationNorm', 'MessageFeatures', 'slots_of_rounds', 'without_last_message', 'MlpSelector',
-           'LikenessSelector', 'UniformSelector', 'Judge', 'PolicyHead', 'ValueHead', 'SoloHead']
+           'LikenessSelector', 'UniformSelector', 'HeadParameters', 'Judge', 'PolicyHead', 'ValueHead', 'SoloHead']
 
 # %% ../nbs/41_networks.ipynb #c005
 activations = Registry("activation function")
@@ -189,6 +191,21 @@ class UniformSelector(nn.Module):
         return torch.zeros_like(message)
 
 # %% ../nbs/41_networks.ipynb #c023
+@dataclass
+class HeadParameters(AgentParameters):
+    "Parameters of an agent with the shared heads"
+
+    activation_function: str = param("tanh", choices=activations)  # Between layers, everywhere
+    d_decider: int = param(16, ge=1)  # Hidden width of the decider
+    num_decider_layers: int = param(2, ge=1)  # Its layers
+    include_round_in_decider: bool = True  # Tell the decider the round
+    d_linear_message_selector: int = param(16, ge=1)  # Hidden width of the selector of linear messages
+    num_linear_message_selector_layers: int = param(2, ge=1)  # Its layers
+    d_value: int = param(16, ge=1)  # Hidden width of the value head
+    num_value_layers: int = param(2, ge=1)  # Its layers
+    include_round_in_value: bool = True  # Tell the value head the round
+
+# %% ../nbs/41_networks.ipynb #c025
 class Judge(nn.Module):
     "A network on the flat instance representation and, where wanted, the round"
 
@@ -213,7 +230,7 @@ class Judge(nn.Module):
             instance = torch.cat([instance, one_hot.to(instance.dtype)], -1)
         return self.mlp(instance)
 
-# %% ../nbs/41_networks.ipynb #c024
+# %% ../nbs/41_networks.ipynb #c026
 class PolicyHead(AgentPart):
     "Message logits `[B channel position candidate]` and, for verifiers, decision logits `[B 3]`"
 
@@ -254,7 +271,7 @@ class ValueHead(AgentPart):
     def forward(self, inputs):
         return {"value": self.judge(inputs["instance_repr"].flatten(1), inputs["round"]).squeeze(-1)}
 
-# %% ../nbs/41_networks.ipynb #c025
+# %% ../nbs/41_networks.ipynb #c027
 class SoloHead(AgentPart):
     "Logits of the label `[B 2]`, for supervised learning"
 
