@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from .messages import MessageSpace
 from .parameters import ParameterError, Parameters, agent_parameters, param
+from .registry import html_table
 
 # %% auto #0
 __all__ = ['UpdateSchedule', 'DIMENSIONS', 'LrFactors', 'ConstantUpdateSchedule', 'ContiguousPeriodicUpdateSchedule',
            'AlternatingPeriodicUpdateSchedule', 'AgentParameters', 'RandomAgentParameters', 'PartContext', 'AgentPart',
-           'RandomBody', 'RandomPolicyHead', 'ConstantValueHead', 'WholeAgent', 'Agent', 'with_dimensions']
+           'RandomBody', 'RandomPolicyHead', 'ConstantValueHead', 'WholeAgent', 'below', 'Agent', 'with_dimensions']
 
 # %% ../nbs/40_agents.ipynb #c005
 @dataclass
@@ -95,6 +96,10 @@ class AgentParameters(Parameters):
     checkpoint_version: str = "latest"  # Which of its checkpoints
     use_orthogonal_initialisation: bool = True  # Orthogonal weights, zero biases
     orthogonal_initialisation_gain: float = param(1.0, gt=0)  # Gain of the orthogonal weights
+
+    @property
+    def is_random(self) -> bool:
+        return False
 
 # %% ../nbs/40_agents.ipynb #c012
 @agent_parameters.register("RandomAgentParameters")
@@ -180,6 +185,11 @@ class WholeAgent(AgentPart):
     "An agent in one piece"
 
 
+def below(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    "The entries `name.…` of a state, without that prefix"
+    return {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
+
+
 @dataclass
 class Agent:
     "The parts of one agent; which are there depends on trainer and scenario"
@@ -211,9 +221,7 @@ class Agent:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for n, part in self.parts.items():
-            part.load_state_dict(
-                {k.removeprefix(f"{n}."): v for k, v in state.items() if k.startswith(f"{n}.")}
-            )
+            part.load_state_dict(below(state, n))
 
 # %% ../nbs/40_agents.ipynb #c020
 def _factor(params: Parameters, name: str, role: str) -> float:
@@ -283,13 +291,9 @@ def with_dimensions(keys: tuple[str, ...]) -> str:
 def _repr_html_(self: AgentPart) -> str:
     head = f"<b>{type(self).__name__}</b> of {self.agent_name}: {self.num_parameters:,} parameters<br>"
     keys = f"reads {with_dimensions(self.in_keys)}<br>gives {with_dimensions(self.out_keys)}"
-    rows = "".join(f"<tr><td>{n}</td><td>{escape(repr(m).splitlines()[0].rstrip('('))}</td><td>{sum(p.numel() for p in m.parameters()):,}</td></tr>"
-                   for n, m in self.named_children())  # fmt: skip
-    return (
-        head
-        + keys
-        + (f"<table><tr><th>module</th><th>kind</th><th>parameters</th></tr>{rows}</table>" if rows else "")
-    )
+    size = lambda module: f"{sum(p.numel() for p in module.parameters()):,}"
+    rows = [(n, escape(repr(m).splitlines()[0].rstrip("(")), size(m)) for n, m in self.named_children()]
+    return head + keys + (html_table(["module", "kind", "parameters"], rows) if rows else "")
 
 # %% ../nbs/40_agents.ipynb #c023
 @patch

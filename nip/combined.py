@@ -16,8 +16,8 @@ from .agents import AgentPart
 from .protocol import NO_DECISION, ProtocolHandler
 
 # %% auto #0
-__all__ = ['IMPOSSIBLE', 'CombinedAgentPart', 'CombinedBody', 'CombinedValueHead', 'CombinedPolicyHead', 'may_decide',
-           'message_log_probs', 'log_prob_and_entropy', 'ActionSampler']
+__all__ = ['IMPOSSIBLE', 'CombinedAgentPart', 'CombinedBody', 'CombinedValueHead', 'is_possible', 'CombinedPolicyHead',
+           'may_decide', 'log_prob_and_entropy', 'ActionSampler']
 
 # %% ../nbs/80_combined.ipynb #c005
 class CombinedAgentPart(TensorDictModuleBase):
@@ -117,6 +117,11 @@ class CombinedValueHead(CombinedAgentPart):
 IMPOSSIBLE = -1e9  # In place of −∞, which would make an entropy NaN
 
 
+def is_possible(logits: Tensor) -> Tensor:
+    "Which choices were not ruled out"
+    return logits > IMPOSSIBLE / 10
+
+
 class CombinedPolicyHead(CombinedAgentPart):
     "Policy heads of all agents: `message_logits [B agent channel position candidate]`, `decision_logits [B agent 3]`"
 
@@ -127,7 +132,6 @@ class CombinedPolicyHead(CombinedAgentPart):
         self.message_mask = (
             message_mask  # observations → bool `[B agent channel position candidate]` of what may be named
         )
-        self.is_verifier = torch.tensor([a in protocol.verifier_names for a in protocol.agent_names])
 
     def when_nobody_acts(self, td, batch):
         message = td["message"].flatten(3)  # [B channel position candidate]
@@ -143,7 +147,7 @@ class CombinedPolicyHead(CombinedAgentPart):
                 ~self.message_mask(td), IMPOSSIBLE
             )
         forbidden = torch.zeros_like(td["agents", "decision_logits"], dtype=torch.bool)
-        forbidden[..., :NO_DECISION] = ~may_decide(td, self.is_verifier).unsqueeze(-1)
+        forbidden[..., :NO_DECISION] = ~may_decide(td, self.protocol.is_verifier).unsqueeze(-1)
         td["agents", "decision_logits"] = td["agents", "decision_logits"].masked_fill(forbidden, IMPOSSIBLE)
         return td
 
@@ -157,15 +161,10 @@ def may_decide(td: TensorDictBase, is_verifier: Tensor) -> Tensor:
     )
 
 # %% ../nbs/80_combined.ipynb #c013
-def message_log_probs(td: TensorDictBase) -> Tensor:
-    "Log-probabilities of all messages `[B agent channel position candidate]`"
-    return td["agents", "message_logits"].log_softmax(-1)
-
-
 def log_prob_and_entropy(td: TensorDictBase, name: str) -> tuple[Tensor, Tensor]:
     "Joint log-probability and entropy `[B agent]` of the actions in `td`, from its logits"
     speaks = td["agents", "active"]
-    messages, decisions = message_log_probs(td), td["agents", "decision_logits"].log_softmax(-1)
+    messages, decisions = (td["agents", f"{kind}_logits"].log_softmax(-1) for kind in ("message", "decision"))
     said = messages.gather(-1, td["agents", name].unsqueeze(-1)).squeeze(-1).sum(-1)  # [B agent channel]
     spread = -(messages.exp() * messages).sum((-1, -2))
     decided = decisions.gather(-1, td["agents", "decision"].unsqueeze(-1)).squeeze(-1)

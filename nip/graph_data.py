@@ -219,8 +219,12 @@ def _finish(pairs: np.ndarray, rounds: int, rng: np.random.Generator) -> TensorD
     node_mask = np.diagonal(pairs, axis1=-2, axis2=-1).copy()
     adjacency = _shuffle_nodes(pairs & ~np.eye(pairs.shape[-1], dtype=bool), node_mask, rng)
     score = torch.from_numpy(wl_scores(adjacency, node_mask, rounds))
-    tensors = {"adjacency": torch.from_numpy(adjacency.astype(np.uint8)), "node_mask": torch.from_numpy(node_mask),
-               "wl_score": score.to(torch.int8), "y": (score == -1).long().unsqueeze(-1), "id": torch.arange(len(score))}  # fmt: skip
+    return _labelled(torch.from_numpy(adjacency.astype(np.uint8)), torch.from_numpy(node_mask), score)
+
+
+def _labelled(adjacency: torch.Tensor, node_mask: torch.Tensor, score: torch.Tensor) -> TensorDict:
+    tensors = {"adjacency": adjacency, "node_mask": node_mask, "wl_score": score.to(torch.int8),
+               "y": (score == -1).long().unsqueeze(-1), "id": torch.arange(len(score))}  # fmt: skip
     return TensorDict(tensors, [len(score)])
 
 # %% ../nbs/31_graph_data.ipynb #c028
@@ -362,10 +366,7 @@ def read_data_pt(path: str | Path) -> TensorDict:
         edges, slices = data[f"edge_index_{letter}"].long(), data[f"slices_{letter}"].long()
         pair = torch.repeat_interleave(torch.arange(num_pairs), slices.diff())
         adjacency[pair, side, edges[0], edges[1]] = adjacency[pair, side, edges[1], edges[0]] = 1
-    score = data["wl_scores"].to(torch.int8)
-    tensors = {"adjacency": adjacency, "node_mask": torch.arange(n) < sizes.unsqueeze(-1), "wl_score": score,
-               "y": (score == -1).long().unsqueeze(-1), "id": torch.arange(num_pairs)}  # fmt: skip
-    return TensorDict(tensors, [num_pairs])
+    return _labelled(adjacency, torch.arange(n) < sizes.unsqueeze(-1), data["wl_scores"])
 
 # %% ../nbs/31_graph_data.ipynb #c043
 def write_data_pt(td: TensorDict, path: str | Path) -> None:

@@ -85,6 +85,12 @@ def prover_names(self: ProtocolHandler) -> list[str]:
 
 
 @patch(as_prop=True)
+def is_verifier(self: ProtocolHandler) -> Tensor:
+    "Which agents are verifiers: bool `[agent]`"
+    return torch.tensor([a in self.verifier_names for a in self.agent_names])
+
+
+@patch(as_prop=True)
 def num_agents(self: ProtocolHandler) -> int:
     return len(self.agent_names)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from .agents import LrFactors
-from .combined import ActionSampler, may_decide
+from .combined import IMPOSSIBLE, ActionSampler, is_possible, may_decide
 from .environment import MAX_EPISODE_SEED, Environment
 from .losses import masked_mean, standardise, turn_advantages
 from .networks import ObservationNorm, RunningNorm, gathering_statistics, learning_mode
@@ -104,6 +104,7 @@ class RlTrainer(Trainer):
     @classmethod
     def check_parameters(cls, hyper_params) -> None:
         "Raise `ParameterError` where the frames do not divide into games"
+        super().check_parameters(hyper_params)
         rl, protocol = hyper_params.rl, build_protocol_handler(hyper_params)
         steps = steps_per_iteration(hyper_params, protocol)
         if rl.frames_per_batch is not None and rl.frames_per_batch % steps:
@@ -130,8 +131,9 @@ def prepare(self: RlTrainer) -> None:
         self.instance.message_space.name, generator(hp.seed, "actions", device=device)
     )
     self.shuffle = generator(hp.seed, "minibatches")
-    is_verifier = [a in self.protocol.verifier_names for a in self.agent_names]
-    self.is_verifier = torch.tensor(is_verifier, device=device)
+    self.is_verifier = self.protocol.is_verifier.to(device)
+    chooses = [self.instance.agents[a].policy_head.chooses_messages for a in self.agent_names]
+    self.chooses_messages = torch.tensor(chooses, device=device)
     self.groups = [
         g | {"agent": a}
         for a, agent in self.instance.agents.items()
@@ -199,10 +201,7 @@ def frame(self: RlTrainer, td: TensorDictBase, after: TensorDictBase) -> TensorD
 def turns(self: RlTrainer, td: TensorDictBase) -> Tensor:
     "Who has a choice: bool `[… agent]`"
     flat = td.reshape(-1)
-    chooses = torch.tensor(
-        [self.instance.agents[a].policy_head.chooses_messages for a in self.agent_names], device=td.device
-    )
-    turns = flat["agents", "active"].any(-1) & chooses | may_decide(flat, self.is_verifier)
+    turns = flat["agents", "active"].any(-1) & self.chooses_messages | may_decide(flat, self.is_verifier)
     return turns.view(*td.shape, -1)
 
 # %% ../nbs/92_rl.ipynb #c015
@@ -220,6 +219,7 @@ def collect(self: RlTrainer) -> TensorDict:
             frames.append(self.frame(td, td["next"]))
             frames[-1]["recorded"] = torch.full_like(frames[-1]["done"], len(frames) <= steps)
             acts, done = self.turns(td), frames[-1]["done"].unsqueeze(-1)
+            frames[-1]["agents", "turns"] = acts
             open_turn = (open_turn & ~acts | (acts if len(frames) <= steps else False)) & ~done
             td = following
             if len(frames) == steps:
@@ -231,9 +231,8 @@ def collect(self: RlTrainer) -> TensorDict:
 def look_back(self: RlTrainer, played: TensorDict, normalise: bool) -> TensorDict:
     "Frames `[N]` on record, with advantages and value targets, and `acts` `[N agent]` of what can be learned from"
     rl, agents = self.hyper_params.rl, played["agents"]
-    acts = self.turns(played)
     advantage, known = turn_advantages(
-        agents["reward"], agents["value"], acts, played["done"], rl.gamma, rl.lmbda
+        agents["reward"], agents["value"], agents["turns"], played["done"], rl.gamma, rl.lmbda
     )
     agents["old_value"], agents["value_target"] = agents["value"], advantage + agents["value"]
     agents["acts"] = known & played["recorded"].unsqueeze(-1)
@@ -331,8 +330,8 @@ def prime_statistics(self: RlTrainer) -> None:
         for _ in range(
             max(self.protocol.max_message_rounds, math.ceil(rl.num_normalization_steps / env.batch_size[0]))
         ):
-            td["agents", "message_logits"] = (
-                self.instance.scenario.message_mask(self.protocol, td).float().log().clamp(min=-1e9)
+            td["agents", "message_logits"] = torch.where(
+                self.instance.scenario.message_mask(self.protocol, td), 0.0, IMPOSSIBLE
             )
             td["agents", "decision_logits"] = torch.zeros(
                 *env.batch_size, len(self.agent_names), 3, device=env.device
@@ -376,7 +375,7 @@ def agent_statistics(
     agents, name = played["agents"], self.agent_names[i]
     speaks = agents["active"][:, :, i]  # [B time channel]
     logits, decisions = agents["message_logits"][:, :, i][speaks], agents["decision_logits"][:, :, i]
-    entropy, largest = spread(logits, logits > -1e8)
+    entropy, largest = spread(logits, is_possible(logits))
     ids = played["id"][over]
     stats = {
         "mean_step_reward": mean(agents["reward"][..., i]), "mean_episode_reward": mean(totals),
@@ -386,7 +385,7 @@ def agent_statistics(
     }  # fmt: skip
     if self.is_verifier[i]:
         doubts = decisions[may_decide(played.reshape(-1), self.is_verifier)[:, i].view(played.shape)]
-        doubt, _ = spread(doubts, doubts > -1e8)
+        doubt, _ = spread(doubts, is_possible(doubts))
         stats |= {"mean_decision_entropy": mean(doubt), "std_decision_entropy": std(doubt)}
     return {f"{name}.{k}": v for k, v in stats.items()}
 

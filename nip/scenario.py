@@ -13,8 +13,8 @@ from fastcore.basics import patch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from .agents import Agent, AgentPart, ConstantValueHead, PartContext, RandomBody, RandomPolicyHead
-from .combined import ActionSampler, CombinedBody, CombinedPolicyHead, CombinedValueHead
+from .agents import Agent, AgentPart, ConstantValueHead, PartContext, RandomBody, RandomPolicyHead, below
+from .combined import CombinedBody, CombinedPolicyHead, CombinedValueHead
 from .data import Dataset
 from .environment import Environment
 from .messages import MessageSpace
@@ -22,7 +22,7 @@ from .networks import PolicyHead, SoloHead, ValueHead
 from .parameters import ParameterError, scenarios, trainers
 from .protocol import ProtocolHandler, build_protocol_handler
 from .registry import html_table
-from .settings import ExperimentSettings, derive_seed, generator, seeded
+from .settings import ExperimentSettings, derive_seed, seeded
 
 # %% auto #0
 __all__ = ['NOT_AVAILABLE', 'NOT_AVAILABLE_FOR_AGENTS', 'PART_MAKERS', 'RANDOM_PARTS', 'check_available', 'Scenario',
@@ -119,7 +119,7 @@ def build_agent(
     "The agent `name` with the parts `part_names`, on the CPU"
     hyper_params = scenario.hyper_params
     context = PartContext(hyper_params, hyper_params.agents[name], protocol, name, space)
-    if getattr(context.params, "is_random", False):
+    if context.params.is_random:
         return Agent(name, context.params, **{part: RANDOM_PARTS[part](context) for part in part_names})
     parts = {}
     for part in part_names:
@@ -153,9 +153,7 @@ class ScenarioInstance:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for a, agent in self.agents.items():
-            agent.load_state_dict(
-                {k.removeprefix(f"{a}."): v for k, v in state.items() if k.startswith(f"{a}.")}
-            )
+            agent.load_state_dict(below(state, a))
 
 # %% ../nbs/81_scenario.ipynb #c012
 def build_datasets(scenario: Scenario) -> tuple[Dataset, Dataset]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from .networks import gathering_statistics, learning_mode
 from .settings import generator, seeded
 from .statistics import confidence_interval
-from .trainer import Trainer, TrainingError, check_random_agents, register_trainer
+from .trainer import Trainer, TrainingError, register_trainer
 
 # %% auto #0
 __all__ = ['SoloAgentTrainer']
@@ -24,10 +24,6 @@ class SoloAgentTrainer(Trainer):
     "Every agent alone, by cross-entropy on the label"
 
     trains_random_agents = False
-
-    @classmethod
-    def check_parameters(cls, hyper_params) -> None:
-        check_random_agents(cls, hyper_params)
 
     @classmethod
     def part_names(cls, hyper_params) -> tuple[str, ...]:

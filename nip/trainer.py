@@ -10,11 +10,13 @@ import signal
 import threading
 from contextlib import contextmanager
 
+from fastcore.basics import patch
+
 from .parameters import ParameterError, trainers
 from .scenario import ScenarioInstance
 
 # %% auto #0
-__all__ = ['StopRequest', 'TrainingError', 'Trainer', 'check_random_agents', 'register_trainer']
+__all__ = ['StopRequest', 'TrainingError', 'Trainer', 'register_trainer']
 
 # %% ../nbs/90_trainer.ipynb #c005
 class StopRequest:
@@ -64,6 +66,14 @@ class Trainer:
         self.iteration, self.stop = 0, StopRequest()
 
     @classmethod
+    def check_parameters(cls, hyper_params) -> None:
+        "Raise `ParameterError` for a random agent under a trainer that has no use for one"
+        for name, params in hyper_params.agents.items():
+            if params.is_random and not cls.trains_random_agents:
+                why = f"cannot learn, and the trainer {hyper_params.trainer!r} trains every agent"
+                raise ParameterError(f"agents.{name}", "random agent", why)
+
+    @classmethod
     def part_names(cls, hyper_params) -> tuple[str, ...]:
         "The parts that agents need for this trainer"
         raise NotImplementedError
@@ -93,29 +103,12 @@ class Trainer:
         "Tensors and plain values that make up a checkpoint"
         return self.instance.state_dict(), {"iteration": self.iteration}
 
-# %% ../nbs/90_trainer.ipynb #c010
-def _is_random(params) -> bool:
-    return getattr(params, "is_random", False)
-
-
-def check_random_agents(trainer_class: type, hyper_params) -> None:
-    "Raise `ParameterError` for a random agent under a trainer that has no use for one"
-    if trainer_class.trains_random_agents:
-        return
-    for name, params in hyper_params.agents.items():
-        if _is_random(params):
-            why = f"cannot learn, and the trainer {hyper_params.trainer!r} trains every agent"
-            raise ParameterError(f"agents.{name}", "random agent", why)
-
-
+# %% ../nbs/90_trainer.ipynb #c009
 def register_trainer(name: str):
     "Class decorator: make a trainer available as `trainer=name`"
     return trainers.register(name)
 
-# %% ../nbs/90_trainer.ipynb #c011
-from fastcore.basics import patch
-
-
+# %% ../nbs/90_trainer.ipynb #c010
 @patch
 def checkpoint(self: Trainer) -> None:
     "Hand the state to whoever keeps checkpoints"
