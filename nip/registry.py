@@ -45,7 +45,7 @@ class UnknownName(KeyError):
 
 # %% ../nbs/00_registry.ipynb #c009
 COMPONENT_MODULES = ["nip.groups", "nip.protocols", "nip.data", "nip.agents", "nip.agent_groups"]
-COMPONENT_MODULES += ["nip.graph_isomorphism", "nip.rl", "nip.ppo", "nip.solo"]
+COMPONENT_MODULES += ["nip.parity", "nip.graph_isomorphism", "nip.rl", "nip.ppo", "nip.solo"]
 _loaded: set[str] = set()  # Modules and entry points loaded already, or being loaded further up the stack
 
 # %% ../nbs/00_registry.ipynb #c010
