@@ -92,6 +92,7 @@ class AgentParameters(Parameters):
     load_checkpoint_and_parameters: bool = False  # Take weights and parameters from an earlier run
     checkpoint_entity: str | None = None  # Owner of that run
     checkpoint_project: str | None = None  # Project of that run
+    freeze_agent: bool = False  # Play, but never learn
     checkpoint_run_id: str | None = None  # Name of that run
     checkpoint_version: str = "latest"  # Which of its checkpoints
     use_orthogonal_initialisation: bool = True  # Orthogonal weights, zero biases
@@ -107,6 +108,10 @@ class AgentParameters(Parameters):
 class RandomAgentParameters(Parameters):
     "An agent that says and decides at random"
 
+    use_manual_architecture = freeze_agent = normalize_message_history = (
+        False  # It has no architecture at all
+    )
+
     @property
     def is_random(self) -> bool:
         return True
@@ -120,7 +125,12 @@ class PartContext:
     params: Parameters  # This agent's own
     protocol: object  # The protocol handler
     agent_name: str  # Whose part this is
-    space: MessageSpace  # What can be said
+    spaces: list[MessageSpace]  # What can be said: the scenario's messages, then linear ones if there are any
+
+    @property
+    def space(self) -> MessageSpace:
+        "The scenario's own messages"
+        return self.spaces[0]
 
     @property
     def num_channels(self) -> int:
@@ -129,8 +139,18 @@ class PartContext:
         return int(row.sum())
 
     @property
-    def is_verifier(self) -> bool:
-        return self.agent_name in self.protocol.verifier_names
+    def is_decider(self) -> bool:
+        return self.agent_name in self.protocol.decider_names
+
+    @property
+    def verdict(self) -> int | None:
+        "What the agent argues for, if it argues"
+        return getattr(self.protocol, "prover_verdicts", {}).get(self.agent_name)
+
+    @property
+    def knows_stance(self) -> bool:
+        "Whether the agent is told, for each instance, to argue for the opposite"
+        return self.verdict is not None and self.hyper_params.protocol_common.randomize_prover_stance
 
 
 class AgentPart(nn.Module):
@@ -161,15 +181,17 @@ class RandomBody(AgentPart):
 class RandomPolicyHead(AgentPart):
     "Everything is equally likely"
 
-    in_keys, out_keys = ("message",), ("message_logits", "decision_logits")
     chooses_messages = False  # There is nothing to learn about what it says
 
+    def __init__(self, context: PartContext):
+        super().__init__(context)
+        self.in_keys = tuple(space.latest_key for space in context.spaces)
+        self.out_keys = (*(space.logits_key for space in context.spaces), "decision_logits")
+
     def forward(self, inputs):
-        message = inputs["message"]  # [B channel position *shape]
-        return {
-            "message_logits": message.flatten(3) * 0.0,
-            "decision_logits": message.new_zeros(len(message), 3),
-        }
+        spaces = self.context.spaces
+        logits = {space.logits_key: inputs[space.latest_key].flatten(3) * 0.0 for space in spaces}
+        return logits | {"decision_logits": inputs["message"].new_zeros(len(inputs["message"]), 3)}
 
 
 class ConstantValueHead(AgentPart):
@@ -278,7 +300,9 @@ def shape_flow(self: AgentPart, inputs: dict[str, Tensor]) -> list[tuple[str, st
 # What the dimensions of a part's inputs and outputs are; others are as the scenario's instances have them
 DIMENSIONS = {
     "x": "B round channel position *space", "message": "B channel position *space", "round": "B", "value": "B", "instance_repr": "B part d",
-    "candidate_repr": "B candidate d", "message_logits": "B channel position candidate", "decision_logits": "B 3", "label_logits": "B 2",
+    "candidate_repr": "B candidate d", "main_message_logits": "B channel position candidate", "decision_logits": "B 3", "label_logits": "B 2",
+    "linear_x": "B round channel position number", "linear_message": "B channel position number", "stance": "B",
+    "linear_message_logits": "B channel position number",
 }  # fmt: skip
 
 

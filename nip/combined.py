@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torchrl.envs.utils import ExplorationType, exploration_type
 
 from .agents import AgentPart
+from .messages import MessageSpace
 from .protocol import NO_DECISION, ProtocolHandler
 
 # %% auto #0
-__all__ = ['IMPOSSIBLE', 'CombinedAgentPart', 'CombinedBody', 'CombinedValueHead', 'is_possible', 'CombinedPolicyHead',
-           'may_decide', 'log_prob_and_entropy', 'ActionSampler']
+__all__ = ['CHANNEL_AXIS', 'IMPOSSIBLE', 'CombinedAgentPart', 'CombinedBody', 'CombinedValueHead', 'is_possible',
+           'CombinedPolicyHead', 'may_decide', 'chosen_and_spread', 'log_prob_and_entropy', 'ActionSampler']
 
 # %% ../nbs/80_combined.ipynb #c005
 class CombinedAgentPart(TensorDictModuleBase):
@@ -58,6 +59,14 @@ class CombinedAgentPart(TensorDictModuleBase):
         return {}
 
 # %% ../nbs/80_combined.ipynb #c007
+CHANNEL_AXIS = {
+    "x": 2,
+    "message": 1,
+    "linear_x": 2,
+    "linear_message": 1,
+}  # Of observations that have channels
+
+
 @patch
 def seen_by(self: CombinedAgentPart, agent: str, td: TensorDictBase, rows: Tensor) -> dict[str, Tensor]:
     "The inputs of `agent`'s part in the games `rows`, with channels it cannot see left out"
@@ -65,8 +74,9 @@ def seen_by(self: CombinedAgentPart, agent: str, td: TensorDictBase, rows: Tenso
     channels = self.visible[i].to(rows.device)
     for key in self.parts[agent].in_keys:
         value = td["agents", key + self.suffix][rows, i] if key in self.per_agent else td[key][rows]
-        if key in ("x", "message") and len(channels) < self.protocol.num_message_channels:
-            value = value.index_select(2 if key == "x" else 1, channels)
+        axis = CHANNEL_AXIS.get(key)
+        if axis and len(channels) < self.protocol.num_message_channels:
+            value = value.index_select(axis, channels)
         inputs[key] = value
     return inputs
 
@@ -77,7 +87,7 @@ def full_shape(self: CombinedAgentPart, key: str, batch: torch.Size, value: Tens
     rest = value.shape[1:]
     return (
         (*batch, self.protocol.num_message_channels, *rest[1:])
-        if key == "message_logits"
+        if key.endswith("message_logits")
         else (*batch, *rest)
     )
 
@@ -85,7 +95,7 @@ def full_shape(self: CombinedAgentPart, key: str, batch: torch.Size, value: Tens
 @patch
 def place(self: CombinedAgentPart, out: Tensor, key: str, value: Tensor, rows: Tensor, i: int) -> None:
     "Write `value [row …]` of agent `i` into `out [B agent …]`"
-    if key == "message_logits":
+    if key.endswith("message_logits"):
         out[rows.unsqueeze(-1), i, self.visible[i].to(rows.device)] = value
     else:
         out[rows, i] = value
@@ -123,64 +133,76 @@ def is_possible(logits: Tensor) -> Tensor:
 
 
 class CombinedPolicyHead(CombinedAgentPart):
-    "Policy heads of all agents: `message_logits [B agent channel position candidate]`, `decision_logits [B agent 3]`"
+    """Policy heads of all agents, for messages of `spaces`.
+
+    `main_message_logits [B agent channel position candidate]`, `decision_logits [B agent 3]`; `linear_message_logits` likewise.
+    """
 
     per_agent = ("instance_repr", "candidate_repr")
 
-    def __init__(self, parts, protocol, message_mask=None):
+    def __init__(self, parts, protocol, spaces: list[MessageSpace], message_mask=None):
         super().__init__(parts, protocol)
+        self.spaces = spaces
         self.message_mask = (
-            message_mask  # observations → bool `[B agent channel position candidate]` of what may be named
+            message_mask  # observations → bool `[B agent channel position candidate]`: what may be named
         )
 
     def when_nobody_acts(self, td, batch):
-        message = td["message"].flatten(3)  # [B channel position candidate]
-        return {
-            "message_logits": message.new_zeros(*batch, *message.shape[1:]),
-            "decision_logits": message.new_zeros(*batch, 3),
-        }
+        said = {
+            s.logits_key: td[s.latest_key].flatten(3) for s in self.spaces
+        }  # [B channel position candidate]
+        logits = {key: message.new_zeros(*batch, *message.shape[1:]) for key, message in said.items()}
+        return logits | {"decision_logits": td["message"].new_zeros(*batch, 3)}
 
     def forward(self, tensordict):
         td = super().forward(tensordict)
+        rule_out = lambda key, mask: td.set(("agents", key), td["agents", key].masked_fill(mask, IMPOSSIBLE))
         if self.message_mask is not None:
-            td["agents", "message_logits"] = td["agents", "message_logits"].masked_fill(
-                ~self.message_mask(td), IMPOSSIBLE
-            )
+            rule_out("main_message_logits", ~self.message_mask(td))
         forbidden = torch.zeros_like(td["agents", "decision_logits"], dtype=torch.bool)
-        forbidden[..., :NO_DECISION] = ~may_decide(td, self.protocol.is_verifier).unsqueeze(-1)
-        td["agents", "decision_logits"] = td["agents", "decision_logits"].masked_fill(forbidden, IMPOSSIBLE)
+        forbidden[..., :NO_DECISION] = ~may_decide(td, self.protocol.is_decider).unsqueeze(-1)
+        rule_out("decision_logits", forbidden)
         return td
 
 
-def may_decide(td: TensorDictBase, is_verifier: Tensor) -> Tensor:
+def may_decide(td: TensorDictBase, is_decider: Tensor) -> Tensor:
     "Whose decision counts now: bool `[B agent]`"
-    return (
-        (td["decision_restriction"] == 0).unsqueeze(-1)
-        & is_verifier.to(td.device)
-        & td["agents", "active"].any(-1)
-    )
+    free = (td["decision_restriction"] == 0).unsqueeze(-1)
+    return free & is_decider.to(td.device) & td["agents", "active"].any(-1)
 
 # %% ../nbs/80_combined.ipynb #c013
-def log_prob_and_entropy(td: TensorDictBase, name: str) -> tuple[Tensor, Tensor]:
+def chosen_and_spread(logits: Tensor, choice: Tensor) -> tuple[Tensor, Tensor]:
+    "Log-probability of `choice […]` and entropy `[…]`, from logits `[… k]`"
+    log_p = logits.log_softmax(-1)
+    return log_p.gather(-1, choice.unsqueeze(-1)).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
+
+
+def log_prob_and_entropy(td: TensorDictBase, spaces: list[MessageSpace]) -> tuple[Tensor, Tensor]:
     "Joint log-probability and entropy `[B agent]` of the actions in `td`, from its logits"
-    speaks = td["agents", "active"]
-    messages, decisions = (td["agents", f"{kind}_logits"].log_softmax(-1) for kind in ("message", "decision"))
-    said = messages.gather(-1, td["agents", name].unsqueeze(-1)).squeeze(-1).sum(-1)  # [B agent channel]
-    spread = -(messages.exp() * messages).sum((-1, -2))
-    decided = decisions.gather(-1, td["agents", "decision"].unsqueeze(-1)).squeeze(-1)
-    doubt = -(decisions.exp() * decisions).sum(-1)
+    agents, speaks = td["agents"], td["agents", "active"]
+    decided, doubt = chosen_and_spread(agents["decision_logits"], agents["decision"])
     acts = speaks.any(-1)
-    return (said * speaks).sum(-1) + decided * acts, (spread * speaks).sum(-1) + doubt * acts
+    log_prob, entropy = decided * acts, doubt * acts
+    for space in spaces:
+        said, spread = chosen_and_spread(
+            agents[space.logits_key], agents[space.name]
+        )  # [B agent channel position]
+        log_prob, entropy = (
+            log_prob + (said.sum(-1) * speaks).sum(-1),
+            entropy + (spread.sum(-1) * speaks).sum(-1),
+        )
+    return log_prob, entropy
 
 # %% ../nbs/80_combined.ipynb #c014
 class ActionSampler(TensorDictModuleBase):
     "Draws actions from logits; writes (`agents`, `log_prob`) `[B agent]` too"
 
-    def __init__(self, name: str, generator: torch.Generator):
+    def __init__(self, spaces: list[MessageSpace], generator: torch.Generator):
         super().__init__()
-        self.name, self.generator = name, generator
-        self.in_keys = [("agents", k) for k in ("message_logits", "decision_logits", "active")]
-        self.out_keys = [("agents", k) for k in (name, "decision", "log_prob")]
+        self.spaces, self.generator = spaces, generator
+        self.choices = {s.name: s.logits_key for s in spaces} | {"decision": "decision_logits"}
+        self.in_keys = [("agents", k) for k in (*self.choices.values(), "active")]
+        self.out_keys = [("agents", k) for k in (*self.choices, "log_prob")]
 
     def draw(self, logits: Tensor) -> Tensor:
         "A choice `[…]` from logits `[… k]` (by the Gumbel-max trick), or the likeliest where exploration is off"
@@ -190,7 +212,7 @@ class ActionSampler(TensorDictModuleBase):
         return (logits - torch.log(-torch.log(u.clamp(1e-20, 1 - 1e-7)))).argmax(-1)
 
     def forward(self, tensordict):
-        tensordict["agents", self.name] = self.draw(tensordict["agents", "message_logits"])
-        tensordict["agents", "decision"] = self.draw(tensordict["agents", "decision_logits"])
-        tensordict["agents", "log_prob"] = log_prob_and_entropy(tensordict, self.name)[0]
+        for name, logits in self.choices.items():
+            tensordict["agents", name] = self.draw(tensordict["agents", logits])
+        tensordict["agents", "log_prob"] = log_prob_and_entropy(tensordict, self.spaces)[0]
         return tensordict

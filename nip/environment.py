@@ -18,7 +18,7 @@ from .protocol import NO_DECISION, ProtocolHandler
 from .settings import generator
 
 # %% auto #0
-__all__ = ['MAX_EPISODE_SEED', 'Environment']
+__all__ = ['MAX_EPISODE_SEED', 'Environment', 'stances']
 
 # %% ../nbs/70_environment.ipynb #c005
 MAX_EPISODE_SEED = 2**16
@@ -37,18 +37,18 @@ def _spec_of(value: Tensor, batch: torch.Size):
 class Environment(EnvBase):
     "A batch of games of one protocol on the instances of one data set"
 
-    def __init__(self, protocol: ProtocolHandler, dataset: Dataset, space: MessageSpace, num_envs: int, seed: int = 0,
+    def __init__(self, protocol: ProtocolHandler, dataset: Dataset, spaces: list[MessageSpace], num_envs: int, seed: int = 0,
                  message_size: int = 1, device="cpu"):  # fmt: skip
         super().__init__(device=torch.device(device), batch_size=[num_envs])
-        self.protocol, self.dataset, self.space, self.message_size = protocol, dataset, space, message_size
-        self.instance_keys = [k for k in dataset.keys() if k not in ("y", "id")]
+        self.protocol, self.dataset, self.spaces, self.message_size = protocol, dataset, spaces, message_size
+        self.instance_keys = [k for k in dataset.keys() if k not in ("y", "id", "stance")]
+        self.verifier = protocol.agent_names.index("verifier")
         self._make_specs()
         self._set_seed(seed)
 
-    @property
-    def message_shape(self) -> tuple[int, ...]:
+    def message_shape(self, space: MessageSpace) -> tuple[int, ...]:
         "channel position *space"
-        return (self.protocol.num_message_channels, self.message_size, *self.space.shape)
+        return (self.protocol.num_message_channels, self.message_size, *space.shape)
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs) -> TensorDictBase:
         return self.deal(tensordict)
@@ -67,19 +67,21 @@ def _make_specs(self: Environment) -> None:
     p, batch, n = self.protocol, self.batch_size, self.protocol.num_agents
     count = lambda high: Bounded(low=0, high=high, shape=batch, dtype=torch.int64)
     td = self.dataset.td
-    self.observation_spec = Composite(
-        x=Unbounded(shape=[*batch, p.max_message_rounds, *self.message_shape]),
-        message=Unbounded(shape=[*batch, *self.message_shape]),
-        round=count(p.max_message_rounds), seed=count(MAX_EPISODE_SEED - 1),
-        decision_restriction=count(1), verdict=count(NO_DECISION),
-        y=Bounded(low=0, high=1, shape=[*batch, 1], dtype=torch.int64), id=Unbounded(shape=batch, dtype=torch.int64),
-        agents=Composite(active=Binary(shape=[*batch, n, p.num_message_channels], dtype=torch.bool), shape=batch),
-        **{k: _spec_of(td.get(k), batch) for k in self.instance_keys}, shape=batch)  # fmt: skip
-    name, positions = self.space.name, (n, p.num_message_channels, self.message_size)
-    actions = {
-        "decision": Categorical(3, shape=[*batch, n]),
-        name: Categorical(self.space.size, shape=[*batch, *positions]),
+    said = {s.latest_key: Unbounded(shape=[*batch, *self.message_shape(s)]) for s in self.spaces}
+    said |= {
+        s.history_key: Unbounded(shape=[*batch, p.max_message_rounds, *self.message_shape(s)])
+        for s in self.spaces
     }
+    agents = Composite(active=Binary(shape=[*batch, n, p.num_message_channels], dtype=torch.bool),
+                       done=Binary(shape=[*batch, n], dtype=torch.bool), shape=batch)  # fmt: skip
+    self.observation_spec = Composite(
+        **said, round=count(p.max_message_rounds), seed=count(MAX_EPISODE_SEED - 1),
+        decision_restriction=count(1), verdict=count(NO_DECISION), stance=count(1), agents=agents,
+        y=Bounded(low=0, high=1, shape=[*batch, 1], dtype=torch.int64), id=Unbounded(shape=batch, dtype=torch.int64),
+        **{k: _spec_of(td.get(k), batch) for k in self.instance_keys}, shape=batch)  # fmt: skip
+    positions = (*batch, n, p.num_message_channels, self.message_size)
+    actions = {s.name: Categorical(s.size, shape=positions) for s in self.spaces}
+    actions["decision"] = Categorical(3, shape=[*batch, n])
     self.action_spec = Composite(agents=Composite(**actions, shape=batch), shape=batch)
     self.reward_spec = Composite(
         agents=Composite(reward=Unbounded(shape=[*batch, n]), shape=batch), shape=batch
@@ -88,6 +90,19 @@ def _make_specs(self: Environment) -> None:
     self.done_spec = Composite(done=done(), terminated=done(), shape=batch)
 
 # %% ../nbs/70_environment.ipynb #c008
+def stances(ids: Tensor) -> Tensor:
+    "A 0 or 1 for each id, the same every time"
+    return ((ids + 1) * 0x2545F4914F6CDD1D >> 33) & 1
+
+
+@patch
+def stance_of(self: Environment, td: TensorDictBase) -> Tensor:
+    "Whether provers argue for their usual verdicts: `[B]`"
+    if not self.protocol.common.randomize_prover_stance:
+        return torch.ones_like(td["id"])
+    return td["prover_stance"] if "prover_stance" in td.keys() else stances(td["id"])
+
+# %% ../nbs/70_environment.ipynb #c010
 @patch
 def start(self: Environment, indices: Tensor, seeds: Tensor) -> TensorDict:
     "Fresh games on the instances `indices [B]`, with episode seeds `seeds [B]`"
@@ -95,9 +110,12 @@ def start(self: Environment, indices: Tensor, seeds: Tensor) -> TensorDict:
     td = self.dataset[indices.to(self.dataset.td.device or "cpu")].to(device)
     zeros = torch.zeros(batch, dtype=torch.int64, device=device)
     td = TensorDict({k: td.get(k) for k in (*self.instance_keys, "y", "id")}, batch, device=device)
-    shape = (self.protocol.max_message_rounds, *self.message_shape)
-    td.update({"x": torch.zeros(*batch, *shape, device=device), "message": torch.zeros(*batch, *shape[1:], device=device),
-               "round": zeros, "seed": seeds.to(device), "verdict": zeros + NO_DECISION,
+    for space in self.spaces:
+        shape = self.message_shape(space)
+        td[space.history_key] = torch.zeros(*batch, self.protocol.max_message_rounds, *shape, device=device)
+        td[space.latest_key] = torch.zeros(*batch, *shape, device=device)
+    td["agents", "done"] = torch.zeros(*batch, self.protocol.num_agents, dtype=torch.bool, device=device)
+    td.update({"round": zeros, "seed": seeds.to(device), "verdict": zeros + NO_DECISION, "stance": self.stance_of(td),
                "done": zeros.bool().unsqueeze(-1), "terminated": zeros.bool().unsqueeze(-1)})  # fmt: skip
     return self._announce(td)
 
@@ -105,9 +123,8 @@ def start(self: Environment, indices: Tensor, seeds: Tensor) -> TensorDict:
 @patch
 def _announce(self: Environment, td: TensorDictBase) -> TensorDictBase:
     "Write who speaks and who may decide in the round that begins"
-    td["agents", "active"] = self.protocol.get_active_agents_mask_from_rounds_and_seed(
-        td["round"], td["seed"]
-    )
+    table = self.protocol.get_active_agents_mask_from_rounds_and_seed(td["round"], td["seed"])
+    td["agents", "active"] = table & ~td["agents", "done"].unsqueeze(-1)
     td["decision_restriction"] = (~self.protocol.decision_counts(td["round"], td["seed"])).long()
     return td
 
@@ -124,31 +141,31 @@ def deal(self: Environment, tensordict: TensorDictBase | None) -> TensorDictBase
     seeds[rows] = torch.randint(MAX_EPISODE_SEED, (int(rows.sum()),), generator=self.episode_seeds)
     return self.start(indices, seeds)
 
-# %% ../nbs/70_environment.ipynb #c010
+# %% ../nbs/70_environment.ipynb #c012
+@patch
+def write_down(self: Environment, td: TensorDictBase, space: MessageSpace) -> dict[str, Tensor]:
+    "History and latest messages after what is said in `td`"
+    spoken = td["agents", "active"]  # [B agent channel]
+    beside = lambda mask, x: mask.view(*mask.shape, *[1] * (x.ndim - mask.ndim))
+    said = space.one_hot(td["agents", space.name])  # [B agent channel position *space]
+    said = (said * beside(spoken, said)).sum(1)
+    rows, history = torch.arange(len(said), device=said.device), td[space.history_key].clone()
+    history[rows, td["round"].clamp(max=self.protocol.max_message_rounds - 1)] = said
+    latest = torch.where(beside(spoken.any(1), said), said, td[space.latest_key])
+    return {space.history_key: history, space.latest_key: latest}
+
+
 @patch
 def play(self: Environment, td: TensorDictBase) -> TensorDict:
     "One round of all games: the state after it, with rewards"
-    p = self.protocol
-    said = self.space.one_hot(td["agents", self.space.name])  # [B agent channel position *space]
-    spoken = td["agents", "active"].view(*td["agents", "active"].shape, *[1] * (said.ndim - 3))
-    message = (said * spoken).sum(1)
-    rows, round = torch.arange(len(message), device=message.device), td["round"]
-    x = td["x"].clone()
-    x[rows, round.clamp(max=p.max_message_rounds - 1)] = message
-    decided, _, terminated, reward = p.step_interaction_protocol(td)
-    verifier = td["agents", "decision"][:, p.agent_names.index("verifier")]
-    verdict = torch.where(decided, p.verifier_guess(verifier, td["y"].squeeze(-1)), NO_DECISION)
-    over = (decided | terminated).unsqueeze(-1)
-    after = td.select(*self.instance_keys, "y", "id", "seed")
-    after.update(
-        {
-            "x": x,
-            "message": message,
-            "round": round + 1,
-            "verdict": verdict,
-            "done": over,
-            "terminated": over.clone(),
-        }
-    )
-    after["agents", "reward"] = reward
+    shared_done, done, terminated, reward = self.protocol.step_interaction_protocol(td)
+    guess = self.protocol.verifier_guess(td["agents", "decision"][:, self.verifier], td["y"].squeeze(-1))
+    decides = done[:, self.verifier] & ~td["agents", "done"][:, self.verifier]
+    over = (shared_done | terminated).unsqueeze(-1)
+    after = td.select(*self.instance_keys, "y", "id", "seed", "stance")
+    after.update({"round": td["round"] + 1, "verdict": torch.where(decides, guess, td["verdict"]),
+                  "done": over, "terminated": over.clone()})  # fmt: skip
+    for space in self.spaces:
+        after.update(self.write_down(td, space))
+    after["agents", "done"], after["agents", "reward"] = done, reward
     return self._announce(after)

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
+from .graph_oracle import GraphOracle, exchanges, honest_provers
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from .agents import AgentPart, LrFactors, PartContext
 from .data import Dataset
-from .graph_data import draw_pair, load_graph_pairs, recipes
+from .graph_data import draw_pair, load_graph_pairs, lone_verifier_ceiling, recipes, scripted_accuracy
 from .messages import MessageSpace
 from nip.networks import (
     HeadParameters,
@@ -26,7 +27,7 @@ from nip.networks import (
     make_mlp,
     message_selectors,
     slots_of_rounds,
-    without_last_message,
+    without_latest_message,
 )
 from .parameters import ParameterError, agent_parameters, param
 from .scenario import Scenario, register_scenario
@@ -239,7 +240,7 @@ def nodes(self: GraphIsomorphismBody, inputs: dict[str, Tensor]) -> Tensor:
     "Node features `[B graph node d]`, zero for padding"
     p, x = self.context.params, inputs["x"]
     if p.hide_last_message:
-        x = without_last_message(x, inputs["round"])
+        x = without_latest_message(x)
     features, mask = self.features(x), inputs["node_mask"].unsqueeze(-1).to(x.dtype)
     adjacency = inputs["adjacency"].to(x.dtype)
     adjacency = adjacency + torch.eye(adjacency.shape[-1], device=x.device)
@@ -270,6 +271,7 @@ class GraphIsomorphismScenario(Scenario):
 
     agent_parameters_class = GraphIsomorphismAgentParameters
     num_parts = 2
+    manual_parts = {"policy_head": GraphOracle}
 
     @classmethod
     def check_parameters(cls, hyper_params) -> None:
@@ -301,6 +303,17 @@ class GraphIsomorphismScenario(Scenario):
             [a in protocol.prover_names for a in protocol.agent_names], device=other.device
         )
         return there.unsqueeze(1) & (other.unsqueeze(1) | ~is_prover.view(1, -1, 1, 1, 1))
+
+    def ceilings(self, instance) -> dict[str, float]:
+        td, protocol, agents = instance.test_dataset.td, instance.protocol_handler, self.hyper_params.agents
+        rounds = lambda names: min((getattr(agents[a], "num_gnn_layers", 0) for a in names), default=0)
+        sees, asked = rounds(["verifier"]), exchanges(protocol)
+        found = {"verifier alone": lone_verifier_ceiling(td, sees)}
+        if asked:
+            found["with honest provers"] = scripted_accuracy(
+                td, sees, asked, rounds(honest_provers(protocol))
+            )
+        return found
 
     def draw(self, instance: TensorDictBase, marks=None, axes=None):
         return draw_pair(instance["adjacency"], instance["node_mask"], marks=marks, axes=axes)

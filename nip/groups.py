@@ -6,8 +6,7 @@
 __all__ = ['SPG_VARIANTS', 'IHVP_VARIANTS', 'ANNEALINGS', 'TEST_SCHEMES', 'ROLLOUT_SELECTIONS', 'APPS_DIFFICULTIES',
            'BASE_RUN_TYPES', 'SpgParameters', 'ReinforceParameters', 'SoloAgentParameters', 'TextRlParameters',
            'PureTextEiParameters', 'PureTextMaltParameters', 'ImageClassificationParameters',
-           'CodeValidationParameters', 'TwoProverParameters', 'DebateProtocolParameters', 'MnipProtocolParameters',
-           'ZkProtocolParameters', 'MessageRegressionParameters', 'BaseRunParameters']
+           'CodeValidationParameters', 'MessageRegressionParameters', 'BaseRunParameters']
 
 # %% ../nbs/12_groups.ipynb #c002
 from dataclasses import dataclass
@@ -119,43 +118,6 @@ class CodeValidationParameters(Parameters):
     apps_exclude_flagged: bool = True  # Leave out problems whose data is doubtful
 
 # %% ../nbs/12_groups.ipynb #c013
-@dataclass
-class TwoProverParameters(Parameters):
-    "A verifier who talks with two provers"
-
-    max_message_rounds: int = param(8, ge=1)  # The game ends after this many rounds
-    min_message_rounds: int = param(1, ge=1)  # The verdict counts from this round on (1: from the first)
-    sequential: bool = False  # The provers speak one after the other, not at once
-    prover0_first: bool = True  # Which of them begins, if they take turns
-    randomize_channel_order: bool = True  # Show a text verifier the channels in random order
-
-    def check(self):
-        if self.min_message_rounds > self.max_message_rounds:
-            why = f"must be at most max_message_rounds ({self.max_message_rounds})"
-            raise ParameterError("min_message_rounds", self.min_message_rounds, why)
-
-
-@register_parameters("debate_protocol")
-@dataclass
-class DebateProtocolParameters(TwoProverParameters):
-    "Two provers of opposite opinion"
-
-
-@register_parameters("mnip_protocol")
-@dataclass
-class MnipProtocolParameters(TwoProverParameters):
-    "Two provers who cannot hear each other"
-
-# %% ../nbs/12_groups.ipynb #c014
-@register_parameters("zk_protocol")
-@dataclass
-class ZkProtocolParameters(Parameters):
-    "Zero knowledge: what the verifier sees, a simulator could have made up"
-
-    simulator_reward_coefficient: float = 1.0  # Pay for likeness to the adversarial verifier
-    aux_prover_reward_coefficient: float = 1.0  # Share of it that goes to the provers
-
-# %% ../nbs/12_groups.ipynb #c016
 @register_parameters("message_regression")
 @dataclass
 class MessageRegressionParameters(Parameters):
@@ -173,7 +135,7 @@ class MessageRegressionParameters(Parameters):
     mlp_batch_size: int = param(512, ge=1)  # Messages per step
     mlp_learning_rate: float = param(0.001, gt=0)  # Learning rate
 
-# %% ../nbs/12_groups.ipynb #c018
+# %% ../nbs/12_groups.ipynb #c015
 BASE_RUN_TYPES = ("none", "parameters", "rerun_tests")
 
 

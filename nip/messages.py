@@ -20,6 +20,7 @@ class MessageSpace:
 
     name: str  # Name of the action, e.g. `"node_selected"`
     shape: tuple[int, ...]  # Layout of the candidates, e.g. `(2, 11)`: eleven nodes in each of two graphs
+    kind: str = "main"  # "main", or "linear" for numbers that point at nothing
 
     @property
     def size(self) -> int:
@@ -34,3 +35,21 @@ class MessageSpace:
         "Where an index points, as coordinates: `(1, 4)` is node 4 of the second graph"
         coordinates = torch.unravel_index(torch.tensor(choice), self.shape)
         return f"({', '.join(str(int(c)) for c in coordinates)})"
+
+    def _key(self, name: str) -> str:
+        return name if self.kind == "main" else f"{self.kind}_{name}"
+
+    @property
+    def history_key(self) -> str:
+        "Under which states keep all messages so far: `x`"
+        return self._key("x")
+
+    @property
+    def latest_key(self) -> str:
+        "Under which states keep the latest message of each channel: `message`"
+        return self._key("message")
+
+    @property
+    def logits_key(self) -> str:
+        "Under which a policy gives its logits: `main_message_logits`"
+        return f"{self.kind}_message_logits"

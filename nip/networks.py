@@ -18,8 +18,9 @@ from .registry import Registry
 
 # %% auto #0
 __all__ = ['activations', 'message_selectors', 'make_mlp', 'initialise', 'RunningNorm', 'gathering_statistics', 'learning_mode',
-           'ObservationNorm', 'MessageFeatures', 'slots_of_rounds', 'without_last_message', 'MlpSelector',
-           'LikenessSelector', 'UniformSelector', 'HeadParameters', 'Judge', 'PolicyHead', 'ValueHead', 'SoloHead']
+           'ObservationNorm', 'MessageFeatures', 'slots_of_rounds', 'without_latest_message', 'MlpSelector',
+           'LikenessSelector', 'UniformSelector', 'HeadParameters', 'Judge', 'WithExtras', 'PolicyHead', 'ValueHead',
+           'SoloHead']
 
 # %% ../nbs/41_networks.ipynb #c005
 activations = Registry("activation function")
@@ -133,11 +134,12 @@ def slots_of_rounds(protocol, kind: str) -> Tensor:
     return asks.cumsum(0) - asks[0]
 
 
-def without_last_message(x: Tensor, round: Tensor) -> Tensor:
-    "`x` with the message of the round before `round [B]` blanked: the one that is being answered"
-    rounds = torch.arange(x.shape[1], device=x.device)
-    keep = rounds != (round - 1).unsqueeze(-1)  # [B round]
-    return x * keep.view(*keep.shape, *[1] * (x.ndim - 2))
+def without_latest_message(x: Tensor) -> Tensor:
+    "`x` with the latest message of each channel blanked: the one that is being answered"
+    said = x.flatten(3).sum(-1) > 0  # [B round channel]
+    order = said * torch.arange(1, 1 + x.shape[1], device=x.device).view(1, -1, 1)
+    keep = ~said | (order < order.amax(1, keepdim=True))
+    return x * keep.view(*keep.shape, *[1] * (x.ndim - 3))
 
 # %% ../nbs/41_networks.ipynb #c016
 message_selectors = Registry("message selector")
@@ -169,13 +171,15 @@ class LikenessSelector(nn.Module):
         super().__init__()
         self.norm = RunningNorm(context.hyper_params.d_representation, affine=False)
         self.log_scale, self.epsilon = nn.Parameter(torch.tensor(3.0).log()), epsilon
+        self.knows_stance = context.knows_stance  # then the last feature of the instance
 
     def forward(self, candidates: Tensor, instance: Tensor, message: Tensor) -> Tensor:
-        "As `MlpSelector`: −scale · log(1 + ‖candidate − named‖² / (d ε))"
+        "As `MlpSelector`: −scale · log(1 + ‖candidate − named‖² / (d ε)); who argues for the opposite names the least alike"
         candidates = self.norm(candidates)
         named = torch.einsum("bcpk,bkd->bcpd", message, candidates)
         distance = (candidates[:, None, None] - named.unsqueeze(-2)).square().mean(-1)
-        return -self.log_scale.exp() * (distance / self.epsilon).log1p() * message.sum(-1, keepdim=True)
+        logits = -self.log_scale.exp() * (distance / self.epsilon).log1p() * message.sum(-1, keepdim=True)
+        return logits * (2 * instance[:, -1, None, None, None] - 1) if self.knows_stance else logits
 
 
 @message_selectors.register("uniform")
@@ -230,48 +234,75 @@ class Judge(nn.Module):
             instance = torch.cat([instance, one_hot.to(instance.dtype)], -1)
         return self.mlp(instance)
 
-# %% ../nbs/41_networks.ipynb #c026
-class PolicyHead(AgentPart):
-    "Message logits `[B channel position candidate]` and, for verifiers, decision logits `[B 3]`"
-
-    in_keys = ("instance_repr", "candidate_repr", "message", "round")
-    out_keys = ("message_logits", "decision_logits")
+# %% ../nbs/41_networks.ipynb #c027
+class WithExtras(AgentPart):
+    "A head on the flat instance representation and what else there is to know: `d_instance` features in all"
 
     def __init__(self, context: PartContext, num_parts: int):
         super().__init__(context)
-        p, d = context.params, num_parts * context.hyper_params.d_representation
+        heard = context.protocol.max_message_rounds * context.num_channels * context.hyper_params.message_size
+        self.extras = {space.history_key: heard * space.size for space in context.spaces[1:]}
+        self.extras |= {"stance": 1} if context.knows_stance else {}
+        self.d_instance = num_parts * context.hyper_params.d_representation + sum(self.extras.values())
+        self.in_keys = (*type(self).in_keys, *self.extras)
+
+    def instance(self, inputs: dict[str, Tensor]) -> Tensor:
+        "`[B d_instance]`"
+        flat = inputs["instance_repr"].flatten(1)
+        more = [inputs[k].reshape(len(flat), -1).to(flat.dtype) for k in self.extras]
+        return torch.cat([flat, *more], -1) if more else flat
+
+# %% ../nbs/41_networks.ipynb #c028
+class PolicyHead(WithExtras):
+    "Message logits `[B channel position candidate]` and, for those who decide, decision logits `[B 3]`"
+
+    in_keys = ("instance_repr", "candidate_repr", "message", "round")
+
+    def __init__(self, context: PartContext, num_parts: int):
+        super().__init__(context, num_parts)
+        p, d, spaces = context.params, self.d_instance, context.spaces
+        self.out_keys = (*(space.logits_key for space in spaces), "decision_logits")
         self.selector = message_selectors[p.selector](context, d)
-        self.chooses_messages = getattr(self.selector, "has_choice", True)
+        self.size = (context.num_channels, context.hyper_params.message_size, -1)
+        flat = lambda space: self.size[0] * self.size[1] * space.size
+        make = lambda space: make_mlp(d, p.d_linear_message_selector, flat(space), p.num_linear_message_selector_layers,
+                                      p.activation_function)  # fmt: skip
+        self.linear_selectors = nn.ModuleDict({space.logits_key: make(space) for space in spaces[1:]})
+        self.chooses_messages = getattr(self.selector, "has_choice", True) or len(spaces) > 1
         self.decider = None
-        if context.is_verifier:
+        if context.is_decider:
             self.decider = Judge(context, d, p.d_decider, p.num_decider_layers, 3, p.include_round_in_decider)
         initialise(self, p)
 
     def forward(self, inputs):
-        instance = inputs["instance_repr"].flatten(1)
-        message_logits = self.selector(inputs["candidate_repr"], instance, inputs["message"].flatten(3))
+        instance = self.instance(inputs)
+        logits = {
+            "main_message_logits": self.selector(
+                inputs["candidate_repr"], instance, inputs["message"].flatten(3)
+            )
+        }
+        logits |= {key: mlp(instance).unflatten(-1, self.size) for key, mlp in self.linear_selectors.items()}
         decision = (
             self.decider(instance, inputs["round"]) if self.decider else instance.new_zeros(len(instance), 3)
         )
-        return {"message_logits": message_logits, "decision_logits": decision}
+        return logits | {"decision_logits": decision}
 
 
-class ValueHead(AgentPart):
+class ValueHead(WithExtras):
     "Expected return `[B]`"
 
     in_keys, out_keys = ("instance_repr", "round"), ("value",)
 
     def __init__(self, context: PartContext, num_parts: int):
-        super().__init__(context)
-        p, d = context.params, num_parts * context.hyper_params.d_representation
-        self.judge = initialise(
-            Judge(context, d, p.d_value, p.num_value_layers, 1, p.include_round_in_value), p
-        )
+        super().__init__(context, num_parts)
+        p = context.params
+        judge = Judge(context, self.d_instance, p.d_value, p.num_value_layers, 1, p.include_round_in_value)
+        self.judge = initialise(judge, p)
 
     def forward(self, inputs):
-        return {"value": self.judge(inputs["instance_repr"].flatten(1), inputs["round"]).squeeze(-1)}
+        return {"value": self.judge(self.instance(inputs), inputs["round"]).squeeze(-1)}
 
-# %% ../nbs/41_networks.ipynb #c027
+# %% ../nbs/41_networks.ipynb #c029
 class SoloHead(AgentPart):
     "Logits of the label `[B 2]`, for supervised learning"
 

@@ -87,7 +87,7 @@ class VanillaPpoTrainer(RlTrainer):
     def agent_losses(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         ppo, agents = self.hyper_params.ppo, batch["agents"]
         acts, mean = agents["acts"], lambda x: masked_mean(x, agents["acts"])
-        log_prob, entropy = log_prob_and_entropy(batch, self.sampler.name)
+        log_prob, entropy = log_prob_and_entropy(batch, self.spaces)
         log_ratio = torch.where(acts, log_prob - agents["log_prob"], 0.0)
         objective = mean(self.surrogate(log_ratio, agents["advantage"]))
         kind, values = self.hyper_params.rl.loss_critic_type, (agents["value"], agents["value_target"])
@@ -99,8 +99,9 @@ class VanillaPpoTrainer(RlTrainer):
                      "ESS": effective_sample_size(log_ratio, acts)}  # fmt: skip
         loss = objective + ppo.critic_coef * critic - ppo.entropy_eps * bonus
         if label:
-            loss = loss + label * verdict_cross_entropy(batch, may_decide(batch, self.is_verifier) & acts)
-        return loss, {k: v.detach() for k, v in stats.items()}
+            judges = torch.tensor([a == "verifier" for a in self.agent_names], device=acts.device)
+            loss = loss + label * verdict_cross_entropy(batch, may_decide(batch, judges) & acts)
+        return loss + self.direct_loss(batch), {k: v.detach() for k, v in stats.items()}
 
     def after_iteration(self, losses: dict[str, Tensor]) -> None:
         p = self.hyper_params.ppo

@@ -14,10 +14,12 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from .parameters import ParameterError, Parameters, param, protocol_handlers, register_parameters
+from .registry import Registry
 
 # %% auto #0
-__all__ = ['REJECT', 'ACCEPT', 'NO_DECISION', 'CommonProtocolParameters', 'ProtocolHandler', 'SingleVerifierProtocolHandler',
-           'DeterministicSingleVerifierProtocolHandler', 'register_protocol_handler', 'build_protocol_handler']
+__all__ = ['REJECT', 'ACCEPT', 'NO_DECISION', 'protocol_wrappers', 'CommonProtocolParameters', 'ProtocolHandler',
+           'SingleVerifierProtocolHandler', 'DeterministicSingleVerifierProtocolHandler', 'register_protocol_handler',
+           'build_protocol_handler']
 
 # %% ../nbs/20_protocol.ipynb #c005
 @register_parameters("protocol_common")
@@ -26,9 +28,7 @@ class CommonProtocolParameters(Parameters):
     "Parameters of every protocol"
 
     verifier_first: bool = True  # The verifier speaks first
-    randomize_prover_stance: bool = (
-        False  # Tell provers at random which verdict to argue for (text scenarios)
-    )
+    randomize_prover_stance: bool = False  # Provers argue for the opposite verdict on half of the instances
     prover_reward: float = 1.0  # Paid to a prover when the verdict is the one it is paid for
     verifier_reward: float = 1.0  # Paid to the verifier for a right verdict
     verifier_incorrect_penalty: float = -1.0  # Paid to the verifier for a wrong verdict
@@ -56,6 +56,7 @@ class ProtocolHandler:
     max_message_rounds: int  # The game ends after this many rounds
     min_message_rounds: int = 1  # A verdict counts from this round on (1: from the first)
     num_variants: int = 1  # Number of schedules; an episode of seed s plays schedule s mod num_variants
+    has_direct_rewards: bool = False  # Whether some reward is a function of logits: see `direct_rewards`
 
     def __init__(self, hyper_params):
         self.hyper_params = hyper_params
@@ -85,9 +86,15 @@ def prover_names(self: ProtocolHandler) -> list[str]:
 
 
 @patch(as_prop=True)
-def is_verifier(self: ProtocolHandler) -> Tensor:
-    "Which agents are verifiers: bool `[agent]`"
-    return torch.tensor([a in self.verifier_names for a in self.agent_names])
+def decider_names(self: ProtocolHandler) -> list[str]:
+    "Agents with a decision to make: verifiers, and whoever imitates one"
+    return [a for a in self.agent_names if a in self.verifier_names or a == "simulator"]
+
+
+@patch(as_prop=True)
+def is_decider(self: ProtocolHandler) -> Tensor:
+    "Which agents make decisions: bool `[agent]`"
+    return torch.tensor([a in self.decider_names for a in self.agent_names])
 
 
 @patch(as_prop=True)
@@ -182,6 +189,12 @@ def max_verifier_questions(self: ProtocolHandler) -> int:
     return int(self.active[:, :, self.agent_names.index("verifier")].any(-1).sum(-1).max())
 
 # %% ../nbs/20_protocol.ipynb #c017
+@patch
+def channel_order(self: ProtocolHandler, agent: str, round: int, seed: int) -> list[str]:
+    "The order in which `agent` is shown the channels it sees"
+    return [c for c in self.message_channel_names if (agent, c) in self.agent_channel_visibility]
+
+# %% ../nbs/20_protocol.ipynb #c019
 class SingleVerifierProtocolHandler(ProtocolHandler):
     "A protocol in which an agent called `verifier` decides, and provers are paid for the verdict"
 
@@ -206,7 +219,7 @@ class SingleVerifierProtocolHandler(ProtocolHandler):
     def step_interaction_protocol(self, td: TensorDictBase) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(shared_done `[...]`, agent_done `[... agent]`, terminated `[...]`, reward `[... agent]`) of a step.
 
-        Reads `y [... 1]`, `round [...]`, `seed [...]`, (`agents`, `decision`) `[... agent]`.
+        Reads `y [... 1]`, `round [...]`, `seed [...]`, (`agents`, `decision`) `[... agent]`, and `stance [...]` if there.
         """
         y, round, verifier = td["y"].squeeze(-1), td["round"], self.agent_names.index("verifier")
         guess = self.verifier_guess(td["agents", "decision"][..., verifier], y)
@@ -214,11 +227,13 @@ class SingleVerifierProtocolHandler(ProtocolHandler):
         decided = may_guess & (guess != NO_DECISION) & (round >= self.min_message_rounds - 1)
         terminated = ~decided & (round >= self.max_message_rounds - 1)
         rewards = {"verifier": self.verifier_rewards(decided, terminated, may_guess, guess == y)}
-        rewards |= self.prover_rewards(decided, guess, rewards["verifier"])
+        stance = td.get("stance", None)
+        pleaded = guess if stance is None else torch.where(stance == 1, guess, 1 - guess)
+        rewards |= self.prover_rewards(decided, pleaded, rewards["verifier"])
         reward = torch.stack([rewards[a] for a in self.agent_names], -1)
         return decided, decided.unsqueeze(-1).expand_as(reward), terminated, reward
 
-# %% ../nbs/20_protocol.ipynb #c019
+# %% ../nbs/20_protocol.ipynb #c021
 @patch
 def verifier_rewards(self: SingleVerifierProtocolHandler, decided: Tensor, terminated: Tensor, may_guess: Tensor,
                      right: Tensor) -> Tensor:  # fmt: skip
@@ -239,14 +254,35 @@ def reward_mid_point_estimate(self: SingleVerifierProtocolHandler, agent: str) -
         return (c.verifier_reward + c.verifier_incorrect_penalty) / 2
     return c.prover_reward / 2
 
-# %% ../nbs/20_protocol.ipynb #c021
+
+@patch
+def reward_range(self: SingleVerifierProtocolHandler, agent: str) -> tuple[float, float]:
+    "Least and greatest reward of `agent` in a round"
+    c, pay = self.common, (0.0, self.common.prover_reward)
+    if agent == "verifier" or (agent in self.prover_names and c.shared_reward):
+        pay = (
+            0.0,
+            c.verifier_reward,
+            c.verifier_incorrect_penalty,
+            c.verifier_terminated_penalty,
+            c.verifier_no_guess_reward,
+        )
+    return min(pay), max(pay)
+
+# %% ../nbs/20_protocol.ipynb #c023
+@patch
+def direct_rewards(self: ProtocolHandler, td: TensorDictBase) -> Tensor:
+    "The part of the rewards `[B agent]` that is a function of the logits in `td`, with its gradient"
+    return torch.zeros(*td.batch_size, self.num_agents, device=td.device)
+
+# %% ../nbs/20_protocol.ipynb #c025
 @patch
 def decision_counts(self: ProtocolHandler, round: Tensor, seed: Tensor) -> Tensor:
     "Whether a verdict in this round would end the game: bool `[...]`"
     may_guess = self.get_verifier_guess_mask_from_rounds_and_seed(round, seed)
     return may_guess & (round >= self.min_message_rounds - 1)
 
-# %% ../nbs/20_protocol.ipynb #c023
+# %% ../nbs/20_protocol.ipynb #c027
 class DeterministicSingleVerifierProtocolHandler(SingleVerifierProtocolHandler):
     "A single-verifier protocol with the same schedule in every episode: define `is_agent_active`"
 
@@ -257,25 +293,29 @@ class DeterministicSingleVerifierProtocolHandler(SingleVerifierProtocolHandler):
     def is_agent_active_in_variant(self, agent: str, round: int, channel: str, variant: int) -> bool:
         return self.is_agent_active(agent, round, channel)
 
-# %% ../nbs/20_protocol.ipynb #c025
+# %% ../nbs/20_protocol.ipynb #c029
 def register_protocol_handler(name: str):
     "Class decorator: make a protocol available as `interaction_protocol=name`"
     return protocol_handlers.register(name)
 
 
-def build_protocol_handler(hyper_params) -> ProtocolHandler:
-    "The handler of `hyper_params.interaction_protocol`"
-    return protocol_handlers[hyper_params.interaction_protocol](hyper_params)
+protocol_wrappers = Registry(
+    "protocol wrapper"
+)  # Under the name of the switch in `protocol_common` that asks for it
 
-# %% ../nbs/20_protocol.ipynb #c026
+
+def build_protocol_handler(hyper_params) -> ProtocolHandler:
+    "The handler of `hyper_params.interaction_protocol`, in the wrappers that `protocol_common` asks for"
+    handler = protocol_handlers[hyper_params.interaction_protocol](hyper_params)
+    for switch, wrapper in protocol_wrappers.items():
+        handler = wrapper(handler) if getattr(hyper_params.protocol_common, switch) else handler
+    return handler
+
+# %% ../nbs/20_protocol.ipynb #c030
 @patch(cls_method=True)
 def check_parameters(cls: ProtocolHandler, hyper_params) -> None:
     "Raise `ParameterError` where `hyper_params` cannot be played under this protocol"
-    handler, name = cls(hyper_params), hyper_params.interaction_protocol
-    if hyper_params.protocol_common.zero_knowledge:
-        raise ParameterError(
-            "protocol_common.zero_knowledge", True, "zero-knowledge play is not available", [False]
-        )
+    handler, name = build_protocol_handler(hyper_params), hyper_params.interaction_protocol
     for agent in set(hyper_params.agents) - {"_default", *handler.agent_names}:
         raise ParameterError(
             f"agents.{agent}", agent, f"protocol {name!r} has no such agent", handler.agent_names
@@ -288,27 +328,28 @@ def check_parameters(cls: ProtocolHandler, hyper_params) -> None:
 
 @patch
 def check_table(self: ProtocolHandler) -> None:
-    "Raise `ValueError` where an agent would speak in a channel it does not see"
+    "Raise `ValueError` where an agent would speak in a channel it does not see, or two in one channel at once"
+    names, channels = self.agent_names, self.message_channel_names
     blind = self.active.any(0).any(0) & ~self.agent_channel_visibility_mask
     for a, c in blind.nonzero().tolist():
         raise ValueError(
-            f"{type(self).__name__}: {self.agent_names[a]!r} speaks in {self.message_channel_names[c]!r}, which it does not see"
+            f"{type(self).__name__}: {names[a]!r} speaks in {channels[c]!r}, which it does not see"
         )
+    for v, r, c in (self.active.sum(2) > 1).nonzero().tolist():
+        both = " and ".join(repr(names[a]) for a in self.active[v, r, :, c].nonzero().squeeze(-1).tolist())
+        raise ValueError(f"{type(self).__name__}: {both} speak in {channels[c]!r} at once, in round {r}")
 
-# %% ../nbs/20_protocol.ipynb #c028
+# %% ../nbs/20_protocol.ipynb #c032
 @patch
 def turn_table(self: ProtocolHandler, variant: int = 0) -> list[list[str]]:
     "Rows `[agent, channel, one sign per round]`"
     rounds, rows = torch.arange(self.max_message_rounds), []
-    decides = (
-        self.decision_counts(rounds, torch.full_like(rounds, variant))
-        if "verifier" in self.agent_names
-        else rounds < 0
-    )
+    has_verifier = "verifier" in self.agent_names
+    decides = self.decision_counts(rounds, torch.full_like(rounds, variant)) if has_verifier else rounds < 0
     for a, agent in enumerate(self.agent_names):
         for c, channel in enumerate(self.message_channel_names):
             reads = "○" if self.agent_channel_visibility_mask[a, c] else ""
-            speaks = [("◆" if agent == "verifier" and decides[r] else "●") for r in rounds]
+            speaks = [("◆" if agent in self.decider_names and decides[r] else "●") for r in rounds]
             rows.append(
                 [
                     agent,
@@ -318,7 +359,7 @@ def turn_table(self: ProtocolHandler, variant: int = 0) -> list[list[str]]:
             )
     return rows
 
-# %% ../nbs/20_protocol.ipynb #c029
+# %% ../nbs/20_protocol.ipynb #c033
 @patch
 def _repr_html_(self: ProtocolHandler) -> str:
     head = "".join(f"<th>{h}</th>" for h in ["agent", "channel", *range(self.max_message_rounds)])

@@ -44,8 +44,23 @@ class UnknownName(KeyError):
         return f"{self.kind} {self.name!r} is not registered.{hint} Registered: {known}"
 
 # %% ../nbs/00_registry.ipynb #c009
-COMPONENT_MODULES = ["nip.groups", "nip.protocols", "nip.data", "nip.agents", "nip.agent_groups"]
-COMPONENT_MODULES += ["nip.parity", "nip.graph_isomorphism", "nip.rl", "nip.ppo", "nip.solo"]
+COMPONENT_MODULES = [
+    "nip.groups",
+    "nip.protocols",
+    "nip.zero_knowledge",
+    "nip.data",
+    "nip.agents",
+    "nip.agent_groups",
+]
+COMPONENT_MODULES += [
+    "nip.parity",
+    "nip.graph_isomorphism",
+    "nip.rl",
+    "nip.message_regression",
+    "nip.ppo",
+    "nip.reinforce",
+]
+COMPONENT_MODULES += ["nip.stackelberg", "nip.solo"]
 _loaded: set[str] = set()  # Modules and entry points loaded already, or being loaded further up the stack
 
 # %% ../nbs/00_registry.ipynb #c010

@@ -34,7 +34,7 @@ from nip.statistics import (
 from .trainer import Trainer, TrainingError
 
 # %% auto #0
-__all__ = ['FRAME_KEYS', 'RlTrainerParameters', 'steps_per_iteration', 'RlTrainer', 'make_optimiser']
+__all__ = ['RlTrainerParameters', 'steps_per_iteration', 'RlTrainer', 'make_optimiser']
 
 # %% ../nbs/92_rl.ipynb #c005
 @register_parameters("rl")
@@ -123,21 +123,18 @@ class RlTrainer(Trainer):
 def prepare(self: RlTrainer) -> None:
     "Normalise observations, prime the networks' statistics, make the optimiser"
     hp, device = self.hyper_params, torch.device(self.settings.device)
-    self.agent_names, self.protocol = (
-        self.instance.protocol_handler.agent_names,
-        self.instance.protocol_handler,
-    )
-    self.sampler = ActionSampler(
-        self.instance.message_space.name, generator(hp.seed, "actions", device=device)
-    )
+    self.protocol, self.spaces = self.instance.protocol_handler, self.instance.message_spaces
+    self.agent_names = self.protocol.agent_names
+    self.sampler = ActionSampler(self.spaces, generator(hp.seed, "actions", device=device))
     self.shuffle = generator(hp.seed, "minibatches")
-    self.is_verifier = self.protocol.is_verifier.to(device)
+    self.is_decider = self.protocol.is_decider.to(device)
     chooses = [self.instance.agents[a].policy_head.chooses_messages for a in self.agent_names]
     self.chooses_messages = torch.tensor(chooses, device=device)
     self.groups = [
         g | {"agent": a}
         for a, agent in self.instance.agents.items()
         for g in agent.lr_groups(hp.rl.body_lr_factor)
+        if not agent.params.freeze_agent
     ]
     self.optimiser = make_optimiser(self.groups, hp.rl.lr)
     self.state_of_play = self.instance.train_environment.reset()
@@ -173,13 +170,13 @@ def act(self: RlTrainer, td: TensorDictBase, sample: bool = True) -> TensorDictB
     td = parts["policy_head"](parts["body"](td))
     if "value_body" in parts:
         td = parts["value_body"](td)
-    elif not self.hyper_params.rl.critic_trains_body:
+    elif not self.hyper_params.rl.critic_trains_body and ("agents", "instance_repr") in td.keys(True):
         td["agents", "instance_repr"] = td["agents", "instance_repr"].detach()
-    td = parts["value_head"](td)
+    if "value_head" in parts:
+        td = parts["value_head"](td)
+    else:
+        td["agents", "value"] = torch.zeros(*td.batch_size, len(self.agent_names), device=td.device)
     return self.sampler(td) if sample else td
-
-
-FRAME_KEYS = [("agents", k) for k in ("log_prob", "value", "decision", "message_logits", "decision_logits")]
 
 
 @patch
@@ -191,7 +188,8 @@ def observed(self: RlTrainer, td: TensorDictBase, *more) -> TensorDict:
 @patch
 def frame(self: RlTrainer, td: TensorDictBase, after: TensorDictBase) -> TensorDict:
     "What is kept of a step: observations, actions, values, and what came of it"
-    kept = self.observed(td, *FRAME_KEYS, ("agents", self.sampler.name))
+    choices = self.sampler.choices
+    kept = self.observed(td, *[("agents", k) for k in ("log_prob", "value", *choices, *choices.values())])
     kept["agents", "reward"] = after["agents", "reward"]
     kept["done"], kept["outcome"] = after["done"].squeeze(-1), after["verdict"]
     return kept
@@ -201,7 +199,7 @@ def frame(self: RlTrainer, td: TensorDictBase, after: TensorDictBase) -> TensorD
 def turns(self: RlTrainer, td: TensorDictBase) -> Tensor:
     "Who has a choice: bool `[… agent]`"
     flat = td.reshape(-1)
-    turns = flat["agents", "active"].any(-1) & self.chooses_messages | may_decide(flat, self.is_verifier)
+    turns = flat["agents", "active"].any(-1) & self.chooses_messages | may_decide(flat, self.is_decider)
     return turns.view(*td.shape, -1)
 
 # %% ../nbs/92_rl.ipynb #c015
@@ -262,9 +260,12 @@ def improve(self: RlTrainer, flat: TensorDict) -> dict[str, Tensor]:
     if not learners:
         return {}
     learns = torch.tensor([a in learners for a in self.agent_names], device=flat.device)
-    flat = flat.exclude(("agents", "message_logits"), ("agents", "decision_logits"))
+    flat = flat.exclude(*[("agents", k) for k in self.sampler.choices.values()])
     flat["agents", "acts"] = flat["agents", "acts"] & learns
-    flat["agents", "active"] = flat["agents", "active"] & flat["agents", "acts"].unsqueeze(-1)
+    if (
+        not self.protocol.has_direct_rewards
+    ):  # else the logits of agents that do not learn are of interest, too
+        flat["agents", "active"] = flat["agents", "active"] & flat["agents", "acts"].unsqueeze(-1)
     flat = flat[flat["agents", "acts"].any(-1)]
     if not len(flat):
         return {}
@@ -287,12 +288,30 @@ def update(self: RlTrainer, batch: TensorDictBase, learners: list[str]) -> dict[
     self.check_finite(losses)
     self.optimiser.zero_grad(set_to_none=True)
     losses.sum().backward()
-    for agent in learners:
+    self.step(learners)
+    return stats | {"loss": losses.detach()}
+
+
+@patch
+def step(self: RlTrainer, learners: list[str]) -> None:
+    "Step along the gradients of the agents that learn, clipped"
+    for agent in self.agent_names:
+        if agent not in learners:
+            for p in self.parameters_of(agent):
+                p.grad = None
+            continue
         torch.nn.utils.clip_grad_norm_(
             self.parameters_of(agent), self.hyper_params.rl.max_grad_norm, foreach=True
         )
     self.optimiser.step()
-    return stats | {"loss": losses.detach()}
+
+
+@patch
+def direct_loss(self: RlTrainer, batch: TensorDictBase) -> Tensor:
+    "Minus the rewards that are functions of the logits in `batch`: mean `[agent]` over frames where they act"
+    if not self.protocol.has_direct_rewards:
+        return torch.zeros(len(self.agent_names), device=batch.device)
+    return -masked_mean(self.protocol.direct_rewards(batch), batch["agents", "acts"])
 
 
 @patch
@@ -312,12 +331,28 @@ def anneal(self: RlTrainer) -> None:
 
 
 @patch
+def norms(self: RlTrainer, kind: type) -> list[torch.nn.Module]:
+    "Norms of exactly this `kind` whose statistics may move: not those of a frozen agent that has some"
+    wants = lambda p: (
+        kind is not ObservationNorm
+        or self.hyper_params.rl.normalize_observations
+        or p.normalize_message_history
+    )
+    parts = [
+        (self.hyper_params.agents[a], part) for module in self.modules() for a, part in module.parts.items()
+    ]
+    found = [(p, m) for p, part in parts for m in part.modules() if type(m) is kind]
+    return [m for p, m in found if wants(p) and not (p.freeze_agent and m.started)]
+
+
+@patch
 def follow_statistics(self: RlTrainer, flat: TensorDictBase, num_frames: int = 512) -> None:
     "Let the networks' running statistics follow a sample of the frames"
-    if not any(type(m) is RunningNorm for module in self.modules() for m in module.modules()):
+    norms = self.norms(RunningNorm)
+    if not norms:
         return
     rows = torch.randperm(len(flat), generator=self.shuffle)[:num_frames].to(flat.device)
-    with torch.no_grad(), gathering_statistics(*self.modules()):
+    with torch.no_grad(), gathering_statistics(*norms):
         self.act(flat[rows], sample=False)
 
 
@@ -330,20 +365,23 @@ def prime_statistics(self: RlTrainer) -> None:
         for _ in range(
             max(self.protocol.max_message_rounds, math.ceil(rl.num_normalization_steps / env.batch_size[0]))
         ):
-            td["agents", "message_logits"] = torch.where(
-                self.instance.scenario.message_mask(self.protocol, td), 0.0, IMPOSSIBLE
+            shape = (
+                *env.batch_size,
+                len(self.agent_names),
+                self.protocol.num_message_channels,
+                env.message_size,
             )
-            td["agents", "decision_logits"] = torch.zeros(
-                *env.batch_size, len(self.agent_names), 3, device=env.device
-            )
+            for space in self.spaces:
+                td["agents", space.logits_key] = torch.zeros(*shape, space.size, device=env.device)
+            possible = self.instance.scenario.message_mask(self.protocol, td)
+            td["agents", "main_message_logits"] = torch.where(possible, 0.0, IMPOSSIBLE)
+            td["agents", "decision_logits"] = torch.zeros(*shape[:2], 3, device=env.device)
             frames.append(self.observed(td).clone())
             _, td = env.step_and_maybe_reset(self.sampler(td))
         seen = torch.cat(frames)
-        if rl.normalize_observations:
-            with gathering_statistics(*self.modules(), kind=ObservationNorm):
+        for kind in (ObservationNorm, RunningNorm):
+            with gathering_statistics(*self.norms(kind), kind=kind):
                 self.act(seen, sample=False)
-        with gathering_statistics(*self.modules()):
-            self.act(seen, sample=False)
     self.state_of_play = env.reset()
 
 # %% ../nbs/92_rl.ipynb #c024
@@ -374,17 +412,16 @@ def agent_statistics(
     "Rewards, entropies and values of agent `i` in frames `[B time]`; `totals [game]` are its rewards in games that ended"
     agents, name = played["agents"], self.agent_names[i]
     speaks = agents["active"][:, :, i]  # [B time channel]
-    logits, decisions = agents["message_logits"][:, :, i][speaks], agents["decision_logits"][:, :, i]
-    entropy, largest = spread(logits, is_possible(logits))
-    ids = played["id"][over]
-    stats = {
-        "mean_step_reward": mean(agents["reward"][..., i]), "mean_episode_reward": mean(totals),
-        "worst_episode_reward": per_instance(totals, ids).min().item() if len(ids) else math.nan,
-        "mean_message_entropy": mean(entropy), "std_message_entropy": std(entropy),
-        "mean_max_message_prob": mean(largest), "std_max_message_prob": std(largest),
-    }  # fmt: skip
-    if self.is_verifier[i]:
-        doubts = decisions[may_decide(played.reshape(-1), self.is_verifier)[:, i].view(played.shape)]
+    ids, decisions = played["id"][over], agents["decision_logits"][:, :, i]
+    stats = {"mean_step_reward": mean(agents["reward"][..., i]), "mean_episode_reward": mean(totals),
+             "worst_episode_reward": per_instance(totals, ids).min().item() if len(ids) else math.nan}  # fmt: skip
+    for space in self.spaces:
+        logits, said = agents[space.logits_key][:, :, i][speaks], space.latest_key
+        entropy, largest = spread(logits, is_possible(logits))
+        stats |= {f"mean_{said}_entropy": mean(entropy), f"std_{said}_entropy": std(entropy),
+                  f"mean_max_{said}_prob": mean(largest), f"std_max_{said}_prob": std(largest)}  # fmt: skip
+    if self.is_decider[i]:
+        doubts = decisions[may_decide(played.reshape(-1), self.is_decider)[:, i].view(played.shape)]
         doubt, _ = spread(doubts, is_possible(doubts))
         stats |= {"mean_decision_entropy": mean(doubt), "std_decision_entropy": std(doubt)}
     return {f"{name}.{k}": v for k, v in stats.items()}

@@ -26,17 +26,12 @@ from .settings import ExperimentSettings, derive_seed, seeded
 
 # %% auto #0
 __all__ = ['NOT_AVAILABLE', 'NOT_AVAILABLE_FOR_AGENTS', 'PART_MAKERS', 'RANDOM_PARTS', 'check_available', 'Scenario',
-           'register_scenario', 'build_agent', 'ScenarioInstance', 'build_datasets', 'build_environments',
-           'combine_agents', 'build_scenario_instance']
+           'register_scenario', 'build_agent', 'ScenarioInstance', 'build_datasets', 'build_message_spaces',
+           'build_environments', 'combine_agents', 'build_scenario_instance']
 
 # %% ../nbs/81_scenario.ipynb #c005
-NOT_AVAILABLE = {"pretrain_agents": False, "include_linear_message_space": False, "message_regression.enabled": False,
-                 "base_run.base_run_type": "none", "test_dataset_split": "test"}  # fmt: skip
-NOT_AVAILABLE_FOR_AGENTS = {
-    "use_manual_architecture": False,
-    "load_checkpoint_and_parameters": False,
-    "normalize_message_history": False,
-}
+NOT_AVAILABLE = {"base_run.base_run_type": "none", "test_dataset_split": "test"}
+NOT_AVAILABLE_FOR_AGENTS = {"load_checkpoint_and_parameters": False}
 
 
 def check_available(hyper_params) -> None:
@@ -60,6 +55,9 @@ class Scenario:
 
     agent_parameters_class: type  # Parameters of an agent of this scenario
     num_parts: int = 1  # Parts of `instance_repr [B part d]`
+    manual_parts: dict[
+        str, type[AgentPart]
+    ] = {}  # Kind of part → its class in a hand-written agent; others are as of a random one
 
     def __init__(self, hyper_params, settings: ExperimentSettings):
         self.hyper_params, self.settings = hyper_params, settings
@@ -68,6 +66,10 @@ class Scenario:
     def check_parameters(cls, hyper_params) -> None:
         "Raise `ParameterError` for what this scenario cannot do"
         check_available(hyper_params)
+        for agent, params in hyper_params.agents.items():
+            if getattr(params, "use_manual_architecture", False) and not cls.manual_parts:
+                why = f"is not possible: {hyper_params.scenario!r} has no hand-written agents"
+                raise ParameterError(f"agents.{agent}.use_manual_architecture", True, why, [False])
 
     def load_dataset(self, split: str) -> Dataset:
         "The data of `split`: `'train'` or `'test'`"
@@ -90,8 +92,15 @@ class Scenario:
         return SoloHead(context, self.num_parts)
 
     def message_mask(self, protocol: ProtocolHandler, td: TensorDictBase) -> Tensor:
-        "What each agent may name: bool `[B agent channel position candidate]`"
-        raise NotImplementedError
+        "What each agent may name: bool `[B agent channel position candidate]`; everything, unless a scenario knows better"
+        said = td["message"].flatten(3)
+        return torch.ones(
+            len(said), protocol.num_agents, *said.shape[1:], dtype=torch.bool, device=said.device
+        )
+
+    def ceilings(self, instance: ScenarioInstance) -> dict[str, float]:
+        "Accuracies on the test data that are known to be the best possible, by what they hold for"
+        return {}
 
     def draw(self, instance: TensorDictBase, **kwargs):
         "A picture of one instance"
@@ -114,13 +123,18 @@ RANDOM_PARTS = {
 
 
 def build_agent(
-    scenario: Scenario, protocol: ProtocolHandler, space: MessageSpace, name: str, part_names: tuple[str, ...]
+    scenario: Scenario,
+    protocol: ProtocolHandler,
+    spaces: list[MessageSpace],
+    name: str,
+    part_names: tuple[str, ...],
 ) -> Agent:
     "The agent `name` with the parts `part_names`, on the CPU"
     hyper_params = scenario.hyper_params
-    context = PartContext(hyper_params, hyper_params.agents[name], protocol, name, space)
-    if context.params.is_random:
-        return Agent(name, context.params, **{part: RANDOM_PARTS[part](context) for part in part_names})
+    context = PartContext(hyper_params, hyper_params.agents[name], protocol, name, spaces)
+    if context.params.is_random or context.params.use_manual_architecture:
+        classes = RANDOM_PARTS if context.params.is_random else RANDOM_PARTS | scenario.manual_parts
+        return Agent(name, context.params, **{part: classes[part](context) for part in part_names})
     parts = {}
     for part in part_names:
         with seeded(hyper_params.seed, "agent", name, part):
@@ -138,7 +152,7 @@ class ScenarioInstance:
     protocol_handler: ProtocolHandler
     train_dataset: Dataset
     test_dataset: Dataset
-    message_space: MessageSpace
+    message_spaces: list[MessageSpace]  # The scenario's, then a linear one if there is one
     agents: dict[str, Agent]
     train_environment: Environment | None = None
     test_environment: Environment | None = None
@@ -166,12 +180,19 @@ def build_datasets(scenario: Scenario) -> tuple[Dataset, Dataset]:
     return move(scenario.load_dataset("train")), move(scenario.load_dataset("test"))
 
 
-def build_environments(hp, settings, protocol, datasets, space, num_envs: int) -> list[Environment]:
+def build_message_spaces(scenario: Scenario, datasets) -> list[MessageSpace]:
+    "What can be said: the scenario's own messages, and numbers if the hyper-parameters ask for them"
+    hp = scenario.hyper_params
+    linear = MessageSpace("linear_message_selected", (hp.d_linear_message_space,), "linear")
+    return [scenario.message_space(*datasets), *([linear] if hp.include_linear_message_space else [])]
+
+
+def build_environments(hp, settings, protocol, datasets, spaces, num_envs: int) -> list[Environment]:
     "One environment per data set, each with its own stream of random numbers"
     make = partial(
         Environment,
         protocol,
-        space=space,
+        spaces=spaces,
         num_envs=num_envs,
         message_size=hp.message_size,
         device=settings.device,
@@ -182,35 +203,39 @@ def build_environments(hp, settings, protocol, datasets, space, num_envs: int) -
     ]
 
 
-def combine_agents(scenario, protocol, agents: dict[str, Agent]) -> dict[str, torch.nn.Module]:
+def combine_agents(scenario, protocol, spaces, agents: dict[str, Agent]) -> dict[str, torch.nn.Module]:
     "Each kind of part combined over agents"
     first = next(iter(agents.values())).parts
     part = lambda name: {a: agent.parts[name] for a, agent in agents.items()}
     suffix = "_for_value" if "value_body" in first else ""
     makers = {"body": lambda: CombinedBody(part("body"), protocol),
-              "policy_head": lambda: CombinedPolicyHead(part("policy_head"), protocol, partial(scenario.message_mask, protocol)),
+              "policy_head": lambda: CombinedPolicyHead(part("policy_head"), protocol, spaces, partial(scenario.message_mask, protocol)),
               "value_body": lambda: CombinedBody(part("value_body"), protocol, suffix),
               "value_head": lambda: CombinedValueHead(part("value_head"), protocol, suffix)}  # fmt: skip
     return {name: make() for name, make in makers.items() if name in first}
 
 # %% ../nbs/81_scenario.ipynb #c014
-def build_scenario_instance(hyper_params, settings: ExperimentSettings | None = None) -> ScenarioInstance:
-    "All components of the experiment that `hyper_params` describe"
+def build_scenario_instance(
+    hyper_params, settings: ExperimentSettings | None = None, datasets=None
+) -> ScenarioInstance:
+    "All components of the experiment that `hyper_params` describe; `datasets` (train, test) stand in for the scenario's own"
     settings = settings or ExperimentSettings()
     trainer_class = trainers[hyper_params.trainer]
     scenario = scenarios[hyper_params.scenario](hyper_params, settings)
     protocol = build_protocol_handler(hyper_params)
-    datasets = build_datasets(scenario)
-    space = scenario.message_space(*datasets)
+    datasets = datasets or build_datasets(scenario)
+    spaces = build_message_spaces(scenario, datasets)
     part_names = trainer_class.part_names(hyper_params)
-    agents = {name: build_agent(scenario, protocol, space, name, part_names) for name in protocol.agent_names}
-    combined = combine_agents(scenario, protocol, agents)
+    agents = {
+        name: build_agent(scenario, protocol, spaces, name, part_names) for name in protocol.agent_names
+    }
+    combined = combine_agents(scenario, protocol, spaces, agents)
     for module in combined.values():
         module.to(settings.device).eval()
     num_envs = trainer_class.num_environments(hyper_params, protocol, datasets[0])
-    environments = build_environments(hyper_params, settings, protocol, datasets, space, num_envs)
+    environments = build_environments(hyper_params, settings, protocol, datasets, spaces, num_envs)
     return ScenarioInstance(
-        hyper_params, settings, scenario, protocol, *datasets, space, agents, *environments, combined
+        hyper_params, settings, scenario, protocol, *datasets, spaces, agents, *environments, combined
     )
 
 # %% ../nbs/81_scenario.ipynb #c016
@@ -249,10 +274,9 @@ def _repr_html_(self: ScenarioInstance) -> str:
     body = "".join(
         f"<details><summary>{name}</summary>{content}</details>" for name, content in stages.items()
     )
-    env, space = self.train_environment, self.message_space
-    games = (
-        f"<p>{env.batch_size[0]} games at a time; messages name one of {space.size} candidates {space.shape}</p>"
-        if env
-        else ""
+    env, said = (
+        self.train_environment,
+        " and ".join(f"one of {s.size} candidates {s.shape}" for s in self.message_spaces),
     )
+    games = f"<p>{env.batch_size[0]} games at a time; messages name {said}</p>" if env else ""
     return f"<b>{self.hyper_params.scenario}</b>, {self.hyper_params.interaction_protocol}{body}{games}"

@@ -67,11 +67,18 @@ class Trainer:
 
     @classmethod
     def check_parameters(cls, hyper_params) -> None:
-        "Raise `ParameterError` for a random agent under a trainer that has no use for one"
+        "Raise `ParameterError` for an agent without weights under a trainer that has no use for one"
         for name, params in hyper_params.agents.items():
-            if params.is_random and not cls.trains_random_agents:
+            kind = (
+                "random agent"
+                if params.is_random
+                else "hand-written agent"
+                if params.use_manual_architecture
+                else None
+            )
+            if kind and not cls.trains_random_agents:
                 why = f"cannot learn, and the trainer {hyper_params.trainer!r} trains every agent"
-                raise ParameterError(f"agents.{name}", "random agent", why)
+                raise ParameterError(f"agents.{name}", kind, why)
 
     @classmethod
     def part_names(cls, hyper_params) -> tuple[str, ...]:
