@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from html import escape
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,11 +31,12 @@ from .tracking import Run, RunStore, atomic_write
 from .zero_knowledge import TWINS, ZeroKnowledge, likeness
 
 # %% auto #0
-__all__ = ['ATTACK', 'ATTACK_GAMES', 'LABELS', 'NOT_SHARES', 'Measure', 'share', 'Trained', 'find_run', 'trained', 'player',
+__all__ = ['ATTACK', 'ATTACK_GAMES', 'LABELS', 'IMITATION', 'Measure', 'share', 'Trained', 'find_run', 'trained', 'player',
            'restore', 'Games', 'play', 'episodes', 'restrict', 'verdict_measures', 'worst_case', 'fresh', 'frozen',
            'attack_parameters', 'plain_game', 'Attack', 'only_wrong', 'has_a_say', 'train_attackers', 'attack',
-           'attackers_for', 'control', 'controls', 'ceilings', 'total_variation', 'average', 'imitation', 'over_time',
-           'simulation', 'Evaluation', 'attacked', 'by_datapoint', 'examine', 'evaluate']
+           'attackers_for', 'control', 'controls', 'ceilings', 'total_variation', 'average', 'twins', 'imitation_of',
+           'over_time', 'imitation', 'simulation', 'Evaluation', 'attacked', 'by_datapoint', 'examine', 'evaluate',
+           'is_share']
 
 # %% ../nbs/97_evaluation.ipynb #c005
 class Measure(NamedTuple):
@@ -44,6 +46,10 @@ class Measure(NamedTuple):
     low: float = math.nan
     high: float = math.nan
     n: int = 0
+
+    def __repr__(self):
+        interval = "" if math.isnan(self.low) else f" [{self.low:.4f}, {self.high:.4f}]"
+        return f"{self.value:.4f}{interval}, n={self.n}"
 
 
 def share(
@@ -358,40 +364,51 @@ def average(values: Tensor, ids: Tensor, low: float = 0.0, high: float = 1.0) ->
     return Measure(back(per_instance(unit, ids).mean().item()), *map(back, interval), len(ids.unique()))
 
 # %% ../nbs/97_evaluation.ipynb #c046
-def imitation(trainer, label: str, passes: int, chunk: int = 1000) -> dict[str, Measure]:
-    "How like the adversarial verifier the simulator is, on test instances"
-    protocol, pieces, ids = trainer.protocol, [], []
-    for p in episodes(trainer, label, passes, chunk=chunk):
-        adversary, simulator = (protocol.agent_names.index(a) for a in TWINS.values())
-        channels = [
-            [i for i, c in enumerate(protocol.message_channel_names) if c.endswith(f"_{copy}")]
-            for copy in TWINS
-        ]
-        speaks = p["agents", "active"][:, :, adversary][..., channels[0]]  # [B time channel]
-        decides = speaks.any(-1) & protocol.decision_counts(p["round"], p["seed"])  # [B time]
-        said, made_up = (
-            p["agents", "main_message_logits"][:, :, a][..., c, :, :]
-            for a, c in zip((adversary, simulator), channels)
-        )
-        verdicts = [p["agents", "decision_logits"][:, :, a] for a in (adversary, simulator)]
-        flat = lambda x: x.flatten(0, 1) * speaks.flatten(0, 1)[..., None, None]
-        cosine = likeness(flat(said), flat(made_up)).view(decides.shape)
-        agree = (said.argmax(-1) == made_up.argmax(-1)).float()
-        pieces.append([over_time(*pair) for pair in ((cosine, speaks.any(-1)), (total_variation(said, made_up).mean(-1), speaks),
-                                                     (total_variation(*verdicts), decides), (agree.mean(-1), speaks))])  # fmt: skip
-        ids.append(p["id"][:, 0])
-    columns, ids = [torch.cat(c).cpu() for c in zip(*pieces)], torch.cat(ids).cpu()
-    names = ("message_cosine", "message_variation", "decision_variation", "likeliest_message")
-    return {
-        f"{label}_{n}": average(c, ids, low=-1.0 if n == "message_cosine" else 0.0)
-        for n, c in zip(names, columns)
-    }
+def twins(protocol, p: TensorDict, key: str) -> list[Tensor]:
+    "Logits `[B time …]` of adversarial verifier and simulator; of messages, those in their own channels"
+    found = []
+    for copy, agent in TWINS.items():
+        logits = p["agents", key][:, :, protocol.agent_names.index(agent)]
+        own = [i for i, c in enumerate(protocol.message_channel_names) if c.endswith(f"_{copy}")]
+        found.append(logits if key == "decision_logits" else logits[:, :, own])
+    return found
+
+
+def imitation_of(protocol, p: TensorDict) -> dict[str, Tensor]:
+    "How like the adversarial verifier the simulator is in each of the games `p [game time]`: by measure, `[game]`"
+    adversary = protocol.agent_names.index(TWINS["adversarial"])
+    own = [i for i, c in enumerate(protocol.message_channel_names) if c.endswith("_adversarial")]
+    speaks = p["agents", "active"][:, :, adversary][..., own]  # [game time channel]
+    turn, found = speaks.any(-1), {}
+    decides = turn & protocol.decision_counts(p["round"], p["seed"])
+    like = lambda a, b: likeness(a.flatten(0, 1), b.flatten(0, 1)).view(turn.shape)
+    for kind, counts in (("main_message", speaks), ("linear_message", speaks), ("decision", decides)):
+        if f"{kind}_logits" in p["agents"].keys():
+            a, b = twins(protocol, p, f"{kind}_logits")
+            variation, agree = total_variation(a, b), (a.argmax(-1) == b.argmax(-1)).float()
+            if kind != "decision":  # [game time channel position] → [game time channel]
+                variation, agree = variation.mean(-1), agree.mean(-1)
+                a, b = (x * speaks[..., None, None] for x in (a, b))
+            found |= {f"{kind}_cosine": over_time(like(a, b), decides if kind == "decision" else turn),
+                      f"{kind}_variation": over_time(variation, counts), f"{kind}_likeliest": over_time(agree, counts)}  # fmt: skip
+    return found
 
 
 def over_time(values: Tensor, counts: Tensor) -> Tensor:
     "Mean `[game]` of `values [game time …]` where `counts`, NaN where nothing does"
     values, counts = values.flatten(1), counts.flatten(1)
     return (values * counts).sum(1) / torch.where(counts.any(1), counts.sum(1), math.nan)
+
+
+def imitation(trainer, label: str, passes: int) -> dict[str, Measure]:
+    "The same on test instances, with intervals"
+    pieces = [(imitation_of(trainer.protocol, p), p["id"][:, 0]) for p in episodes(trainer, label, passes)]
+    ids = torch.cat([i for _, i in pieces]).cpu()
+    column = lambda name: torch.cat([found[name] for found, _ in pieces]).cpu()
+    return {
+        f"{label}_{k}": average(column(k), ids, low=-1.0 if k.endswith("cosine") else 0.0)
+        for k in pieces[0][0]
+    }
 
 
 def simulation(t: Trained, trainer, passes: int) -> dict[str, Measure]:
@@ -412,6 +429,9 @@ class Evaluation:
     attacks: list[Attack] = field(default_factory=list)
     ceilings: dict[str, float] = field(default_factory=dict)  # Accuracies that are possible, by name
     options: dict[str, Any] = field(default_factory=dict)  # What `evaluate` was called with
+
+    def __repr__(self):
+        return f"Evaluation({self.name}: accuracy {self.measures['accuracy'].value:.1%}, {len(self.measures)} measures)"
 
     def __getitem__(self, name: str) -> Measure:
         return self.measures[name]
@@ -507,17 +527,29 @@ LABELS = {
     "mostly_wrong": "data points mostly wrong", "always_wrong": "data points always wrong",
     "random_accuracy": "accuracy, random provers", "random_completeness": "completeness, random provers", "random_soundness": "soundness, random provers",
     "oracle_accuracy": "accuracy, provers by hand", "oracle_completeness": "completeness, provers by hand", "oracle_soundness": "soundness, provers by hand",
-    "simulator_message_cosine": "simulator: cosine of messages", "simulator_message_variation": "simulator: total variation, messages",
-    "simulator_decision_variation": "simulator: total variation, decisions", "simulator_likeliest_message": "simulator: same likeliest message",
-    "untrained_message_cosine": "untrained: cosine of messages", "untrained_message_variation": "untrained: total variation, messages",
-    "untrained_decision_variation": "untrained: total variation, decisions", "untrained_likeliest_message": "untrained: same likeliest message",
     "mean_episode_length": "mean length in rounds",
 }  # fmt: skip
-NOT_SHARES = {"mean_episode_length"}
+IMITATION = {
+    "cosine": "cosine of the logits",
+    "variation": "total variation",
+    "likeliest": "same likeliest choice",
+}
+for _who, _kind, _what in product(
+    ("simulator", "untrained"), ("main_message", "linear_message", "decision"), IMITATION
+):
+    _subject = "simulator" if _who == "simulator" else "untrained simulator"
+    LABELS[f"{_who}_{_kind}_{_what}"] = (
+        f"{_subject}, {_kind.replace('_', ' ').replace('main ', '')}: {IMITATION[_what]}"
+    )
+
+
+def is_share(name: str) -> bool:
+    "Whether a measure lies between 0 and 1"
+    return name != "mean_episode_length" and not name.endswith("cosine")
 
 
 def _number(name: str, value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.2f}" if name in NOT_SHARES else f"{value:.1%}"
+    return "" if math.isnan(value) else f"{value:.1%}" if is_share(name) else f"{value:.2f}"
 
 
 @patch
@@ -548,7 +580,7 @@ def __str__(self: Evaluation) -> str:
 
 # %% ../nbs/97_evaluation.ipynb #c055
 def _plot_measures(ax, e: Evaluation) -> None:
-    shown = [(k, m) for k, m in e.measures.items() if k not in NOT_SHARES and not math.isnan(m.value)]
+    shown = [(k, m) for k, m in e.measures.items() if is_share(k) and not math.isnan(m.value)]
     for i, (k, m) in enumerate(shown):
         low, high = (m.value if math.isnan(b) else b for b in (m.low, m.high))
         colour = (
@@ -645,6 +677,9 @@ def load(cls: Evaluation, run: Run | str | Path, run_store=None) -> Evaluation |
     record = find_run(run, run_store).read("evaluation")
     if record is None:
         return None
-    record["measures"] = {k: Measure(**m) for k, m in record["measures"].items()}
-    record["attacks"] = [Attack(**a | {"test": Measure(**a["test"])}) for a in record["attacks"]]
+    measure = lambda m: Measure(
+        **{k: math.nan if v != v else v for k, v in m.items()}
+    )  # one NaN, so that == holds
+    record["measures"] = {k: measure(m) for k, m in record["measures"].items()}
+    record["attacks"] = [Attack(**a | {"test": measure(a["test"])}) for a in record["attacks"]]
     return cls(**record)
