@@ -97,10 +97,8 @@ def nystrom(hvp, v: Tensor, params: SpgParameters, generator: torch.Generator) -
     basis[torch.arange(len(columns)), columns] = 1
     C = torch.stack([hvp(e) for e in basis], 1).double()
     W = C[columns]
-    small = (W + W.mT) / 2 + C.mT @ C / rho
-    return (
-        v / rho - (C @ (torch.linalg.pinv(small, hermitian=True) @ (C.mT @ v.double()))).to(v.dtype) / rho**2
-    )
+    small = rho / 2 * (W + W.mT) + C.mT @ C
+    return ((v - C @ (torch.linalg.pinv(small, hermitian=True) @ (C.mT @ v.double()))) / rho).to(v.dtype)
 
 # %% ../nbs/93b_stackelberg.ipynb #c015
 @ihvp_solvers.register("conj_grad")
