@@ -101,6 +101,11 @@ class RlTrainer(Trainer):
     def num_iterations(cls, hyper_params) -> int:
         return hyper_params.rl.num_iterations
 
+    @property
+    def trace_decay(self) -> float:
+        "λ of the advantage estimate"
+        return self.hyper_params.rl.lmbda
+
     @classmethod
     def check_parameters(cls, hyper_params) -> None:
         "Raise `ParameterError` where the frames do not divide into games"
@@ -230,7 +235,7 @@ def look_back(self: RlTrainer, played: TensorDict, normalise: bool) -> TensorDic
     "Frames `[N]` on record, with advantages and value targets, and `acts` `[N agent]` of what can be learned from"
     rl, agents = self.hyper_params.rl, played["agents"]
     advantage, known = turn_advantages(
-        agents["reward"], agents["value"], agents["turns"], played["done"], rl.gamma, rl.lmbda
+        agents["reward"], agents["value"], agents["turns"], played["done"], rl.gamma, self.trace_decay
     )
     agents["old_value"], agents["value_target"] = agents["value"], advantage + agents["value"]
     agents["acts"] = known & played["recorded"].unsqueeze(-1)
