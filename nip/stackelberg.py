@@ -9,15 +9,27 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+from fastcore.basics import patch
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .combined import log_prob_and_entropy
 from .groups import SpgParameters
+from .losses import critic_loss, effective_sample_size, kl_estimate, masked_mean
+from .parameters import ParameterError
+from .ppo import VanillaPpoTrainer
+from .protocol import build_protocol_handler
 from .registry import Registry
+from .rl import RlTrainer, steps_per_iteration
+from .settings import generator
+from .trainer import register_trainer
 
 # %% auto #0
-__all__ = ['Tensors', 'ihvp_solvers', 'game_gradients', 'gradients', 'add', 'dot', 'DifferentiableGame', 'nystrom', 'conj_grad',
-           'neumann', 'one_step', 'best_response', 'response_term', 'lookahead_term', 'naive', 'lola', 'spg',
-           'sos_scale', 'sos']
+__all__ = ['Tensors', 'ihvp_solvers', 'game_gradients', 'spg_variants', 'gradients', 'add', 'dot', 'DifferentiableGame',
+           'nystrom', 'conj_grad', 'neumann', 'one_step', 'best_response', 'response_term', 'lookahead_term', 'naive',
+           'lola', 'spg', 'sos_scale', 'sos', 'sum_before', 'magic_box', 'twice_differentiable', 'returns_to_go',
+           'less_round_mean', 'advantages_at_all_turns', 'SpgTrainer']
 
 # %% ../nbs/93b_stackelberg.ipynb #c005
 Tensors = list[Tensor]
@@ -211,3 +223,197 @@ def sos(game: DifferentiableGame, params: SpgParameters, generator=None):
     flat = [[x for xs in part.values() for x in xs] for part in (xi, xi_0, shaping)]
     p = sos_scale(*flat, params.sos_scaling_factor, params.sos_threshold_factor)
     return {a: add(xi_0[a], shaping[a], p) for a in xi}, {"sos_p": p}
+
+# %% ../nbs/93b_stackelberg.ipynb #c053
+def sum_before(x: Tensor, game: Tensor) -> Tensor:
+    "Sum of `x [N]` over earlier frames of the same game; frames are in order, and `game [N]` never falls"
+    before = x.cumsum(0) - x
+    return before - before[torch.searchsorted(game, game)]
+
+
+def magic_box(x: Tensor) -> Tensor:
+    return (x - x.detach()).exp()
+
+
+def twice_differentiable(gain: Tensor, score: Tensor, game: Tensor) -> Tensor:
+    "Losses of frames `[N agent]`, from gains `[N agent]`, joint log-probabilities `score [N]`, and whose `game [N]` a frame is"
+    weight = magic_box(sum_before(score, game)).unsqueeze(-1)
+    return -weight * (gain - gain.detach())
+
+# %% ../nbs/93b_stackelberg.ipynb #c059
+def returns_to_go(
+    reward: Tensor, value: Tensor, target: Tensor, turns: Tensor, done: Tensor, gamma: float
+) -> tuple[Tensor, Tensor]:
+    """Return of each agent from each frame on, and whether it is known: both `[B time agent]`.
+
+    `value` and `target` are what a turn was and is thought to be worth, where `turns`; `done` is `[B time]`.
+    """
+    togo, known = torch.zeros_like(reward), torch.zeros_like(turns)
+    ahead, seen = torch.zeros_like(reward[:, 0]), torch.zeros_like(turns[:, 0])
+    for t in reversed(range(reward.shape[1])):
+        over = done[:, t].unsqueeze(-1)
+        known[:, t] = seen = seen | over
+        later = reward[:, t] + gamma * torch.where(over, 0.0, ahead)
+        here = torch.where(seen, target[:, t], value[:, t])
+        togo[:, t] = ahead = torch.where(turns[:, t], here, later)
+        seen = seen | turns[:, t]
+    return togo, known
+
+# %% ../nbs/93b_stackelberg.ipynb #c063
+def less_round_mean(x: Tensor, mask: Tensor, round: Tensor) -> Tensor:
+    "`x [N agent]` less its mean over frames where `mask [N agent]` that have the same `round [N]`"
+    sums, counts = x.new_zeros(2, int(round.max()) + 1, x.shape[1])
+    sums.index_add_(0, round, x * mask)
+    counts.index_add_(0, round, mask.to(x.dtype))
+    return x - (sums / counts.clamp(min=1))[round]
+
+
+def advantages_at_all_turns(
+    own: Tensor, togo: Tensor, turns: Tensor, counts: Tensor, round: Tensor, normalise: bool
+) -> Tensor:
+    "Advantages `[N agent]`, 0 where not `counts`; `own` at an agent's `turns`, elsewhere from `togo`; `round` is `[N]`"
+    mine, others = counts & turns, counts & ~turns
+    if normalise:
+        own = own - masked_mean(own, mine)
+    advantage = torch.where(mine, own, 0.0) + torch.where(others, less_round_mean(togo, others, round), 0.0)
+    if normalise:
+        advantage = advantage / (masked_mean(advantage.square(), counts).sqrt() + 1e-8)
+    return advantage
+
+# %% ../nbs/93b_stackelberg.ipynb #c065
+spg_variants = Registry("variant of Stackelberg policy gradients")  # Under its name: a gradient of a game
+for _name, _direction in {"spg": spg, "lola": lola, "sos": sos}.items():
+    spg_variants.register(_name, _direction, clipped=False)
+    spg_variants.register({"lola": "pola"}.get(_name, f"p{_name}"), _direction, clipped=True)
+
+# %% ../nbs/93b_stackelberg.ipynb #c068
+@register_trainer("spg")
+class SpgTrainer(VanillaPpoTrainer):
+    "Stackelberg policy gradients, LOLA and stable opponent shaping"
+
+    @classmethod
+    def check_parameters(cls, hyper_params) -> None:
+        "Raise `ParameterError` where the sequence of leaders and followers does not fit the protocol"
+        super().check_parameters(hyper_params)
+        protocol = build_protocol_handler(hyper_params)
+        named = [a for group in protocol.stackelberg_sequence for a in group]
+        if sorted(named) != sorted(protocol.agent_names):
+            why = f"must name each agent of the protocol once: {', '.join(protocol.agent_names)}"
+            raise ParameterError("spg.stackelberg_sequence", hyper_params.spg.stackelberg_sequence, why)
+
+    def prepare(self) -> None:
+        super().prepare()
+        variant = self.hyper_params.spg.variant
+        self.direction, self.clipped = spg_variants[variant], spg_variants.meta(variant)["clipped"]
+
+    def look_back(self, played: TensorDict, normalise: bool) -> TensorDict:
+        "Frames with `stake [N agent]`, the advantages at everybody's turns, and the number of the `game [N]`"
+        flat, agents, ended = super().look_back(played, normalise), played["agents"], played["done"]
+        frames = [agents[k] for k in ("reward", "value", "value_target", "turns")]
+        found = returns_to_go(*frames, ended, self.hyper_params.rl.gamma)
+        steps = steps_per_iteration(self.hyper_params, self.protocol)
+        togo, known = (x[:, :steps].flatten(0, 1) for x in found)
+        own, turns = flat["agents", "raw_advantage"], flat["agents", "turns"]
+        counts = known & (flat["agents", "acts"] & self.learning(flat)).any(-1, keepdim=True)
+        flat["agents", "stake"] = advantages_at_all_turns(own, togo, turns, counts, flat["round"], normalise)
+        begins = torch.cat([torch.ones_like(ended[:, :1]), ended[:, : steps - 1]], 1)
+        flat["game"] = begins.flatten().cumsum(0)
+        return flat
+
+# %% ../nbs/93b_stackelberg.ipynb #c070
+@patch
+def learning(self: SpgTrainer, td: TensorDictBase) -> Tensor:
+    "Who learns in this iteration: bool `[agent]`"
+    return torch.tensor([a in self.learners() for a in self.agent_names], device=td.device)
+
+
+@patch
+def minibatches(self: SpgTrainer, flat: TensorDict) -> list[Tensor]:
+    "Rows of the frames `flat [N]`, in order, of random games"
+    games, game = flat["game"].unique(return_inverse=True)
+    number = -(-len(flat) // self.hyper_params.rl.minibatch_size)
+    drawn = (
+        torch.randperm(len(games), generator=self.shuffle)
+        .to(flat.device)
+        .tensor_split(min(number, len(games)))
+    )
+    return [torch.isin(game, some).nonzero().squeeze(-1) for some in drawn]
+
+# %% ../nbs/93b_stackelberg.ipynb #c072
+@patch
+def objectives(self: SpgTrainer, batch: TensorDictBase, log_ratio: Tensor) -> Tensor:
+    "Losses `[agent]` to be differentiated twice: 0, with the right derivatives"
+    score, stake = log_ratio.sum(-1), batch["agents", "stake"]
+    gain = (
+        -self.surrogate(score.unsqueeze(-1), stake)
+        if self.clipped
+        else magic_box(score).unsqueeze(-1) * stake
+    )
+    return twice_differentiable(gain, score, batch["game"]).sum(0) / len(batch["game"].unique())
+
+
+@patch
+def other_losses(
+    self: SpgTrainer, batch: TensorDictBase, log_ratio: Tensor, entropy: Tensor
+) -> tuple[Tensor, dict]:
+    "Losses per game `[agent]` of critic, entropy and whatever is a function of the logits; and statistics"
+    ppo, agents, kind = self.hyper_params.ppo, batch["agents"], self.hyper_params.rl.loss_critic_type
+    mean, values = lambda x: masked_mean(x, agents["acts"]), (agents["value"], agents["value_target"])
+    critic = mean(critic_loss(*values, kind, agents["old_value"], self.value_clip))
+    bonus, surrogate = mean(entropy), mean(self.surrogate(log_ratio, agents["advantage"]))
+    turns = agents["acts"].sum(0) / len(batch["game"].unique())
+    loss = ppo.critic_coef * critic - ppo.entropy_eps * bonus + self.direct_loss(batch)
+    stats = {"loss": surrogate + loss, "loss_objective": surrogate, "loss_critic": ppo.critic_coef * critic, "loss_critic_unscaled": critic,
+             "loss_entropy": -ppo.entropy_eps * bonus, "entropy": bonus, "kl_divergence": mean(kl_estimate(log_ratio)),
+             "ESS": effective_sample_size(log_ratio, agents["acts"])}  # fmt: skip
+    return turns * loss, {k: v.detach() for k, v in stats.items()}
+
+# %% ../nbs/93b_stackelberg.ipynb #c074
+@patch
+def game_of(self: SpgTrainer, objectives: Tensor, learners: list[str]) -> DifferentiableGame:
+    "The game of those who learn, in what makes their policies"
+    rate = {id(p): g["lr"] for g in self.optimiser.param_groups for p in g["params"]}
+    is_actor = lambda g: not g["name"].removeprefix(f"{g['agent']}.").startswith("value")
+    params = {
+        a: [p for g in self.groups if g["agent"] == a and is_actor(g) for p in g["params"]] for a in learners
+    }
+    groups = [tuple(a for a in group if a in learners) for group in self.protocol.stackelberg_sequence]
+    losses = {a: objectives[self.agent_names.index(a)] for a in learners}
+    rates = {a: [rate[id(p)] for p in ps] for a, ps in params.items()}
+    return DifferentiableGame(losses, params, rates, [group for group in groups if group])
+
+
+@patch
+def update(self: SpgTrainer, batch: TensorDictBase, learners: list[str]) -> dict[str, Tensor]:
+    "One step of the optimiser"
+    with sdpa_kernel(SDPBackend.MATH):
+        batch = self.act(batch, sample=False)
+    log_prob, entropy = log_prob_and_entropy(batch, self.spaces)
+    log_ratio = torch.where(batch["agents", "acts"], log_prob - batch["agents", "log_prob"], 0.0)
+    losses, stats = self.other_losses(batch, log_ratio, entropy)
+    game = self.game_of(self.objectives(batch, log_ratio), learners)
+    directions, notes = self.direction(game, self.hyper_params.spg, self.columns)
+    stats |= {k: v.expand(len(self.agent_names)) for k, v in notes.items()} | self.sizes(game, directions)
+    self.check_finite(stats["loss"] + stats["gradient_norm"])
+    self.optimiser.zero_grad(set_to_none=True)
+    losses.sum().backward()
+    for a, direction in directions.items():
+        for p, d in zip(game.params[a], direction):
+            p.grad = d if p.grad is None else p.grad + d
+    self.step(learners)
+    return stats
+
+
+@patch
+def sizes(self: SpgTrainer, game: DifferentiableGame, directions: dict[str, Tensors]) -> dict[str, Tensor]:
+    "Norm `[agent]` of the objective's direction, and of what foresight changed about it, relative to the plain gradient"
+    norm = lambda x: dot(x, x).sqrt()
+    of = lambda f: torch.stack([f(a) if a in directions else torch.zeros(()) for a in self.agent_names])
+    change = lambda a: norm(add(directions[a], game.own(a), -1)) / norm(game.own(a)).clamp(min=1e-12)
+    return {"gradient_norm": of(lambda a: norm(directions[a])), "foresight": of(change)}
+
+# %% ../nbs/93b_stackelberg.ipynb #c076
+@patch
+def improve(self: SpgTrainer, flat: TensorDict) -> dict[str, Tensor]:
+    self.columns = generator(self.hyper_params.seed, "columns", self.iteration)
+    return RlTrainer.improve(self, flat)
