@@ -8,11 +8,15 @@ _MODULES = {
     "tracking": ["RunStore"],
     "parameters": ["HyperParameters", "AgentsParameters", "ParameterError", "Parameters", "param", "register_parameters"],
     "groups": [
-        "SpgParameters", "ReinforceParameters", "SoloAgentParameters", "TextRlParameters", "PureTextEiParameters",
-        "PureTextMaltParameters", "ImageClassificationParameters", "CodeValidationParameters", "DebateProtocolParameters",
-        "MnipProtocolParameters", "ZkProtocolParameters", "MessageRegressionParameters", "BaseRunParameters",
+        "SpgParameters", "ReinforceParameters", "TextRlParameters", "PureTextEiParameters", "PureTextMaltParameters",
+        "ImageClassificationParameters", "CodeValidationParameters", "MessageRegressionParameters", "BaseRunParameters",
     ],
-    "protocols": ["CommonProtocolParameters", "NipProtocolParameters"],
+    "protocols": [
+        "CommonProtocolParameters", "NipProtocolParameters", "DebateProtocolParameters", "MnipProtocolParameters",
+        "ProtocolHandler", "SingleVerifierProtocolHandler", "DeterministicSingleVerifierProtocolHandler",
+        "register_protocol_handler", "build_protocol_handler",
+    ],
+    "zero_knowledge": ["ZkProtocolParameters"],
     "data": ["DatasetParameters"],
     "agents": [
         "LrFactors", "ConstantUpdateSchedule", "ContiguousPeriodicUpdateSchedule", "AlternatingPeriodicUpdateSchedule",
@@ -21,10 +25,12 @@ _MODULES = {
     "networks": ["HeadParameters"],
     "agent_groups": ["ImageClassificationAgentParameters", "PureTextAgentParameters", "CodeValidationAgentParameters"],
     "scenario": ["ScenarioInstance", "build_scenario_instance", "register_scenario"],
+    "parity": ["ParityAgentParameters"],
     "graph_isomorphism": ["GraphIsomorphismAgentParameters"],
     "trainer": ["register_trainer"],
     "rl": ["RlTrainerParameters"],
     "ppo": ["CommonPpoParameters", "VanillaPpoParameters"],
+    "solo": ["SoloAgentParameters"],
     "run": ["run_experiment", "prepare_experiment", "preset", "presets", "Result"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MAX_POOL', 'PATIENCE', 'KINDS', 'wl_colours', 'multiset_hashes', 'wl_scores', 'GraphRecipe', 'random_graphs',
-           'wl_hashes', 'neighbours', 'make_graph_pairs', 'lone_verifier_ceiling', 'scripted_accuracy', 'recipes',
-           'check_split', 'graph_hashes', 'load_graph_pairs', 'make_dataset', 'read_data_pt', 'write_data_pt',
-           'import_data_pt', 'draw_pair']
+           'wl_hashes', 'neighbours', 'make_graph_pairs', 'lone_verifier_ceiling', 'scripted_acceptance',
+           'scripted_accuracy', 'recipes', 'check_split', 'graph_hashes', 'load_graph_pairs', 'make_dataset',
+           'read_data_pt', 'write_data_pt', 'import_data_pt', 'draw_pair']
 
 # %% ../nbs/31_graph_data.ipynb #c002
 import re
@@ -239,14 +239,14 @@ def lone_verifier_ceiling(
     return (told + torch.maximum(same, hidden)).item() / len(score)
 
 # %% ../nbs/31_graph_data.ipynb #c031
-def scripted_accuracy(
+def scripted_acceptance(
     td: TensorDict,  # Pairs of graphs
     rounds: int,  # Rounds of refinement that the verifier has
     exchanges: int,  # Questions that it asks
     prover_rounds: int = 5,  # Rounds of refinement that the prover has
     seed: int = 0,  # Of the questions
-) -> float:
-    "Accuracy of a verifier that asks about random nodes and accepts unless it sees a difference"
+) -> np.ndarray:  # `[pair]`
+    "Which pairs are accepted by a verifier that asks about random nodes and accepts unless it sees a difference"
     rng, pair = np.random.default_rng(seed), np.arange(len(td))
     adjacency, marked = td["adjacency"].numpy(), td["node_mask"].numpy().astype(np.uint64)  # [pair 2 node]
     colours = lambda k: np.stack([wl_colours(adjacency[:, i], marked[:, i], k) for i in (0, 1)], 2)
@@ -258,7 +258,23 @@ def scripted_accuracy(
         answer = np.where(marked[pair, 1 - side], alike, -1).argmax(-1)
         marked[pair, side, question] = marked[pair, 1 - side, answer] = mark
     hashes = multiset_hashes(colours(rounds))[-1]  # [pair 2]
-    return float(((hashes[:, 0] == hashes[:, 1]) == td["y"][:, 0].numpy()).mean())
+    return hashes[:, 0] == hashes[:, 1]
+
+
+def scripted_accuracy(
+    td: TensorDict,  # Pairs of graphs
+    rounds: int,  # Rounds of refinement that the verifier has
+    exchanges: int
+    | list[
+        int
+    ],  # Questions that it asks; or those that it asks each of several provers, who are alone with it
+    prover_rounds: int = 5,  # Rounds of refinement that the provers have
+    seed: int = 0,  # Of the questions
+) -> float:
+    "Accuracy of such a verifier"
+    talks = [exchanges] if isinstance(exchanges, int) else exchanges
+    accepted = [scripted_acceptance(td, rounds, n, prover_rounds, seed + i) for i, n in enumerate(talks)]
+    return float((np.all(accepted, 0) == td["y"][:, 0].numpy()).mean())
 
 # %% ../nbs/31_graph_data.ipynb #c034
 KINDS = ("er<N>", "eru<N>", "test")

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from .graph_oracle import GraphOracle, exchanges, honest_provers
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from .agents import AgentPart, LrFactors, PartContext
 from .data import Dataset
 from .graph_data import draw_pair, load_graph_pairs, lone_verifier_ceiling, recipes, scripted_accuracy
+from .graph_oracle import GraphOracle, exchanges, honest_provers
 from .messages import MessageSpace
 from nip.networks import (
     HeadParameters,
@@ -309,7 +309,7 @@ class GraphIsomorphismScenario(Scenario):
         rounds = lambda names: min((getattr(agents[a], "num_gnn_layers", 0) for a in names), default=0)
         sees, asked = rounds(["verifier"]), exchanges(protocol)
         found = {"verifier alone": lone_verifier_ceiling(td, sees)}
-        if asked:
+        if any(asked):
             found["with honest provers"] = scripted_accuracy(
                 td, sees, asked, rounds(honest_provers(protocol))
             )

@@ -15,7 +15,7 @@ from .protocol import ACCEPT, NO_DECISION, REJECT, ProtocolHandler
 from .settings import generator
 
 # %% auto #0
-__all__ = ['mix', 'refine', 'multisets', 'GraphOracle', 'trusts', 'honest_provers', 'exchanges']
+__all__ = ['SURE', 'mix', 'refine', 'multisets', 'GraphOracle', 'trusts', 'honest_provers', 'exchanges']
 
 # %% ../nbs/82a_graph_oracle.ipynb #c005
 def mix(x: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def mix(x: Tensor) -> Tensor:
 
 
 def refine(colours: Tensor, adjacency: Tensor, mask: Tensor, rounds: int) -> Tensor:
-    "Colours `[1 + rounds B graph node]` at first and after each round; 0 where `mask [B graph node]` is false"
+    "Colours `[1 + rounds … graph node]` at first and after each round; 0 where `mask […  graph node]` is false"
     edges, after = adjacency.long(), [mix(colours) * mask]
     for _ in range(rounds):
         around = (edges * mix(after[-1]).unsqueeze(-2)).sum(-1)
@@ -39,10 +39,16 @@ def multisets(colours: Tensor) -> Tensor:
     return (mix(5 * colours + 11) * (colours != 0)).sum(-1)
 
 # %% ../nbs/82a_graph_oracle.ipynb #c009
+SURE = 100.0  # A logit higher by so much is as good as certain
+
+
 class GraphOracle(AgentPart):
     "Message and decision logits by colour refinement, as many rounds as the agent's network would have layers"
 
-    in_keys = ("x", "message", "round", "adjacency", "node_mask")
+    in_keys, out_keys = (
+        ("x", "message", "round", "adjacency", "node_mask"),
+        ("main_message_logits", "decision_logits"),
+    )
     chooses_messages = False  # There is nothing to learn
 
     def __init__(self, context: PartContext):
@@ -52,33 +58,21 @@ class GraphOracle(AgentPart):
             context.protocol,
             context.protocol.agent_names.index(context.agent_name),
         )
-        self.rounds, self.out_keys = (
-            p.num_gnn_layers,
-            (*(s.logits_key for s in context.spaces), "decision_logits"),
-        )
+        self.rounds = p.num_gnn_layers
         self.in_keys += ("stance",) if context.knows_stance else ()
         self.last_turn = int(protocol.active[:, :, me].any(-1).any(0).nonzero().max())
         slots = slots_of_rounds(protocol, "exchange")
         seen = protocol.agent_channel_visibility_mask[me].nonzero().squeeze(-1).tolist()
-        trusted = torch.tensor([trusts(protocol, protocol.message_channel_names[c]) for c in seen])
-        marks = torch.randint(2**62, (int(slots.max()) + 1, len(seen), context.hyper_params.message_size),
-                              generator=generator(0, "marks of messages"))  # fmt: skip
-        self.register_buffer("slots", slots, persistent=False)
-        self.register_buffer(
-            "marks",
-            marks * (trusted if context.is_decider else trusted | True).view(1, -1, 1),
-            persistent=False,
+        self.trusted = [i for i, c in enumerate(seen) if trusts(protocol, protocol.message_channel_names[c])]
+        marks = torch.randint(
+            2**62, (int(slots.max()) + 1, context.hyper_params.message_size), generator=generator(0, "marks")
         )
+        self.register_buffer("marks", marks[slots], persistent=False)  # [round position]
 
     def colours(self, inputs: dict[str, Tensor], said: Tensor) -> Tensor:
-        "`[1 + round B graph node]`, where messages `said [B round channel position graph node]` are marked"
-        marks = self.marks[self.slots][..., None, None]  # [round channel position 1 1]
-        return refine(
-            (said.long() * marks).flatten(1, 3).sum(1) + 1,
-            inputs["adjacency"],
-            inputs["node_mask"],
-            self.rounds,
-        )
+        "`[1 + round B channel graph node]`, where messages `said [B round channel position graph node]` are marked"
+        marked = (said.transpose(1, 2).long() * self.marks[..., None, None]).flatten(2, 3).sum(2) + 1
+        return refine(marked, inputs["adjacency"].unsqueeze(1), inputs["node_mask"].unsqueeze(1), self.rounds)
 
 # %% ../nbs/82a_graph_oracle.ipynb #c010
 def trusts(protocol: ProtocolHandler, channel: str) -> bool:
@@ -92,30 +86,29 @@ def trusts(protocol: ProtocolHandler, channel: str) -> bool:
 @patch
 def forward(self: GraphOracle, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     message = inputs["message"].flatten(3)  # [B channel position candidate]
-    logits = {s.logits_key: message.new_zeros(*message.shape[:3], s.size) for s in self.context.spaces}
-    decisions = message.new_zeros(len(message), 3)
-    if self.context.is_decider:
-        decisions = self.decide(inputs)
-    elif self.context.verdict is not None:
-        logits["main_message_logits"] = self.answer(inputs, message)
-    return logits | {"decision_logits": decisions}
+    decisions = self.decide(inputs) if self.context.is_decider else message.new_zeros(len(message), 3)
+    answers = torch.zeros_like(message) if self.context.verdict is None else self.answer(inputs, message)
+    return {"main_message_logits": answers, "decision_logits": decisions}
 
 
 @patch
 def decide(self: GraphOracle, inputs: dict[str, Tensor]) -> Tensor:
     "Logits `[B 3]`, as good as certain"
-    same = multisets(self.colours(inputs, inputs["x"])[-1])  # [B graph]
+    heard = inputs["x"][:, :, self.trusted] if self.trusted else 0 * inputs["x"][:, :, :1]
+    seen = multisets(self.colours(inputs, heard)[-1])  # [B channel graph]
     last = torch.where(inputs["round"] >= self.last_turn, ACCEPT, NO_DECISION)
-    decision = torch.where(same[:, 0] == same[:, 1], last, REJECT)
-    return 100.0 * torch.nn.functional.one_hot(decision, 3)
+    decision = torch.where((seen[..., 0] == seen[..., 1]).all(-1), last, REJECT)
+    return SURE * torch.nn.functional.one_hot(decision, 3)
 
 
 @patch
 def answer(self: GraphOracle, inputs: dict[str, Tensor], asked: Tensor) -> Tensor:
     "Logits `[B channel position candidate]`; zero where nothing was `asked [B channel position candidate]`"
-    colours = self.colours(inputs, without_latest_message(inputs["x"])).flatten(2)  # [round B candidate]
-    named = (colours[:, :, None, None] * asked.long()).sum(-1, keepdim=True)  # [round B channel position 1]
-    alike = (colours[:, :, None, None] == named).cumprod(0).sum(0)
+    colours = self.colours(inputs, without_latest_message(inputs["x"])).flatten(
+        3
+    )  # [round B channel candidate]
+    named = (colours[:, :, :, None] * asked.long()).sum(-1, keepdim=True)  # [round B channel position 1]
+    alike = (colours[:, :, :, None] == named).cumprod(0).sum(0)
     sign = torch.full_like(inputs["round"], 1 if self.context.verdict == ACCEPT else -1)
     if self.context.knows_stance:
         sign = sign * (2 * inputs["stance"] - 1)
@@ -129,7 +122,7 @@ def answer(self: GraphOracle, inputs: dict[str, Tensor], asked: Tensor) -> Tenso
             )[-1]
         )
         sign = torch.where(plain[:, 0] == plain[:, 1], 1, -1)
-    return 100.0 * alike * sign.view(-1, 1, 1, 1) * asked.sum(-1, keepdim=True)
+    return SURE * alike * sign.view(-1, 1, 1, 1) * asked.sum(-1, keepdim=True)
 
 # %% ../nbs/82a_graph_oracle.ipynb #c013
 def honest_provers(protocol: ProtocolHandler) -> list[str]:
@@ -137,16 +130,17 @@ def honest_provers(protocol: ProtocolHandler) -> list[str]:
     return [a for a, v in getattr(protocol, "prover_verdicts", {}).items() if v == ACCEPT]
 
 
-def exchanges(protocol: ProtocolHandler) -> int:
-    "Questions that are answered before the verifier's last turn, in the first schedule, over all channels that can be trusted"
+def exchanges(protocol: ProtocolHandler) -> list[int]:
+    "Questions answered before the verifier's last turn, in the first schedule, in each channel that can be trusted"
     active, names = protocol.active[0], protocol.agent_names  # [round agent channel]
     verifier = active[:, names.index("verifier")]
     last = int(verifier.any(-1).nonzero().max())
-    provers, count = [names.index(a) for a in honest_provers(protocol)], 0
-    for c in range(protocol.num_message_channels):
-        open_question = False
+    provers, counts = [names.index(a) for a in honest_provers(protocol)], []
+    for c, channel in enumerate(protocol.message_channel_names):
+        count, open_question = 0, False
         for r in range(last):
             open_question |= bool(verifier[r, c])
             if open_question and active[r, provers, c].any():
-                count, open_question = count + trusts(protocol, protocol.message_channel_names[c]), False
-    return count
+                count, open_question = count + 1, False
+        counts += [count] if trusts(protocol, channel) and verifier[:, c].any() else []
+    return counts

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SPG_VARIANTS', 'IHVP_VARIANTS', 'ANNEALINGS', 'TEST_SCHEMES', 'ROLLOUT_SELECTIONS', 'APPS_DIFFICULTIES',
-           'BASE_RUN_TYPES', 'SpgParameters', 'ReinforceParameters', 'SoloAgentParameters', 'TextRlParameters',
-           'PureTextEiParameters', 'PureTextMaltParameters', 'ImageClassificationParameters',
-           'CodeValidationParameters', 'MessageRegressionParameters', 'BaseRunParameters']
+           'BASE_RUN_TYPES', 'SpgParameters', 'ReinforceParameters', 'TextRlParameters', 'PureTextEiParameters',
+           'PureTextMaltParameters', 'ImageClassificationParameters', 'CodeValidationParameters',
+           'MessageRegressionParameters', 'BaseRunParameters']
 
 # %% ../nbs/12_groups.ipynb #c002
 from dataclasses import dataclass
@@ -40,17 +40,6 @@ class ReinforceParameters(Parameters):
     "REINFORCE"
 
     use_advantage_and_critic: bool = False  # Weight by the advantage, with a critic; else by the reward to go
-
-
-@register_parameters("solo_agent")
-@dataclass
-class SoloAgentParameters(Parameters):
-    "Supervised training of each agent alone"
-
-    num_epochs: int = param(100, ge=1)  # Passes over the data
-    batch_size: int = param(256, ge=1)  # Data points per step
-    learning_rate: float = param(0.001, gt=0)  # Base learning rate
-    body_lr_factor_override: bool = False  # Train bodies at the base rate, whatever the agents' factors say
 
 # %% ../nbs/12_groups.ipynb #c008
 ANNEALINGS = ("none", "linear", "exponential")

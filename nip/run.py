@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from fastcore.basics import patch
 from fastcore.meta import delegates
+from .pretraining import pretrain
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .parameters import HyperParameters, ParameterError, trainers
@@ -125,7 +126,10 @@ def run_experiment(hyper_params: HyperParameters, **kwargs) -> Result:
         instance = build_scenario_instance(hyper_params, settings)
         hooks = (run.log, run.save_checkpoint) if run else (None, None)
         trainer = trainers[hyper_params.trainer](instance, *hooks)
-        metrics = trainer.train()
+        before = pretrain(instance) if hyper_params.pretrain_agents else {}
+        if run and before:
+            run.log(0, before)
+        metrics = before | trainer.train()
         status = "interrupted" if trainer.stop else "finished"
         if run:
             run.finish(status, metrics)

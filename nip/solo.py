@@ -5,20 +5,41 @@
 # %% ../nbs/94_solo.ipynb #c002
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 
 from .networks import gathering_statistics, learning_mode
+from .parameters import ParameterError, Parameters, param, register_parameters
+from .protocol import build_protocol_handler
 from .settings import generator, seeded
 from .statistics import confidence_interval
 from .trainer import Trainer, TrainingError, register_trainer
 
 # %% auto #0
-__all__ = ['SoloAgentTrainer']
+__all__ = ['SoloAgentParameters', 'can_learn', 'SoloAgentTrainer']
 
 # %% ../nbs/94_solo.ipynb #c005
+@register_parameters("solo_agent")
+@dataclass
+class SoloAgentParameters(Parameters):
+    "Supervised training of each agent alone"
+
+    num_epochs: int = param(100, ge=1)  # Passes over the data
+    batch_size: int = param(256, ge=1)  # Data points per step
+    learning_rate: float = param(0.001, gt=0)  # Base learning rate
+    body_lr_factor_override: bool = False  # Train bodies at the base rate, whatever the agents' factors say
+
+
+def can_learn(hyper_params, names) -> list[str]:
+    "Agents with weights that may move"
+    fixed = lambda p: p.is_random or p.use_manual_architecture or p.freeze_agent
+    return [name for name in names if not fixed(hyper_params.agents[name])]
+
+# %% ../nbs/94_solo.ipynb #c006
 @register_trainer("solo_agent")
 class SoloAgentTrainer(Trainer):
     "Every agent alone, by cross-entropy on the label"
@@ -37,12 +58,28 @@ class SoloAgentTrainer(Trainer):
     def num_iterations(cls, hyper_params) -> int:
         return hyper_params.solo_agent.num_epochs
 
+    def __init__(self, instance, on_metrics=None, save=None, pupils: list[str] | None = None):
+        super().__init__(instance, on_metrics, save)
+        self.pupils = pupils or can_learn(
+            self.hyper_params, instance.agents
+        )  # Names of the agents that are trained
+
+    @classmethod
+    def check_parameters(cls, hyper_params) -> None:
+        super().check_parameters(hyper_params)
+        if not can_learn(hyper_params, build_protocol_handler(hyper_params).agent_names):
+            raise ParameterError("agents", "frozen", "must leave somebody who can learn")
+        if hyper_params.pretrain_agents:
+            raise ParameterError(
+                "pretrain_agents", True, f"is what the trainer {hyper_params.trainer!r} does anyway", [False]
+            )
+
     def prepare(self) -> None:
         solo = self.hyper_params.solo_agent
         self.shuffle = generator(self.hyper_params.seed, "solo batches")
         groups = []
-        for agent in self.instance.agents.values():
-            for g in agent.lr_groups():
+        for name in self.pupils:
+            for g in self.instance.agents[name].lr_groups():
                 factor = 1.0 if solo.body_lr_factor_override else g["lr_factor"]
                 groups.append({"params": g["params"], "lr": solo.learning_rate * factor})
         self.optimiser = torch.optim.Adam(groups, fused=True)
@@ -74,7 +111,7 @@ class SoloAgentTrainer(Trainer):
             stats |= {f"{name}.test_accuracy_low": low, f"{name}.test_accuracy_high": high}
         return stats
 
-# %% ../nbs/94_solo.ipynb #c007
+# %% ../nbs/94_solo.ipynb #c008
 @patch
 def logits(self: SoloAgentTrainer, name: str, td) -> Tensor:
     "What agent `name` makes of fresh games: `[B 2]`"
@@ -82,7 +119,7 @@ def logits(self: SoloAgentTrainer, name: str, td) -> Tensor:
     representation = agent.body(combined.seen_by(name, td, torch.arange(len(td), device=td.device)))
     return agent.solo_head(representation | {"round": td["round"]})["label_logits"]
 
-# %% ../nbs/94_solo.ipynb #c009
+# %% ../nbs/94_solo.ipynb #c010
 @patch
 def epoch(self: SoloAgentTrainer, environment, batches, learn: bool) -> dict[str, tuple[float, Tensor]]:
     "One pass over `batches` of indices: mean loss, and right or wrong for each instance, by agent"
@@ -90,7 +127,7 @@ def epoch(self: SoloAgentTrainer, environment, batches, learn: bool) -> dict[str
     for rows in batches:
         td = environment.start(rows, torch.zeros_like(rows))
         with torch.set_grad_enabled(learn):
-            logits = {name: self.logits(name, td) for name in self.instance.agents}
+            logits = {name: self.logits(name, td) for name in self.pupils}
         by_agent = {name: F.cross_entropy(z, td["y"].squeeze(-1)) for name, z in logits.items()}
         if learn:
             self.update(by_agent)
