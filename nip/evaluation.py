@@ -214,7 +214,7 @@ ATTACK = {
     "ppo.loss_type": "clip", "ppo.clip_epsilon": 0.2, "ppo.critic_coef": 0.5, "ppo.entropy_eps": 0.001, "ppo.normalize_advantage": True,
     "vanilla_ppo.label_coef": 0.0, "zk_protocol.aux_prover_reward_coefficient": 0.0,
 }  # fmt: skip
-ATTACK_GAMES = 256  # Played in an iteration of an attack
+ATTACK_GAMES = 256  # Played in an iteration of an attack, unless another number of frames is asked for
 
 
 def fresh(params: Parameters, default: Parameters) -> dict[str, Any]:
@@ -233,14 +233,16 @@ def frozen(params: Parameters) -> dict[str, Any]:
     return {k: True if k == "freeze_agent" else v for k, v in d.items()}
 
 
-def attack_parameters(hyper_params, attackers: list[str], games: int, seed: int) -> HyperParameters:
+def attack_parameters(hyper_params, attackers: list[str], frames: int | None, seed: int) -> HyperParameters:
     "The hyper-parameters under which `attackers` learn against the rest"
     everyone = set(build_protocol_handler(plain_game(hyper_params)).prover_names) == set(attackers)
     base = (plain_game(hyper_params) if everyone else hyper_params).replace(ATTACK | {"seed": seed})
     protocol, default = build_protocol_handler(base), hyper_params.agent_parameters_class()
     put = lambda a, params: fresh(params, default) if a in attackers else frozen(params)
     changes = {f"agents.{a}": put(a, base.agents[a]) for a in protocol.agent_names}
-    return base.replace({**changes, "rl.frames_per_batch": games * protocol.max_message_rounds})
+    return base.replace(
+        {**changes, "rl.frames_per_batch": frames or ATTACK_GAMES * protocol.max_message_rounds}
+    )
 
 
 def plain_game(hyper_params: HyperParameters) -> HyperParameters:
@@ -257,7 +259,7 @@ class Attack:
     "An attempt to get a wrong verdict"
 
     verdict: int  # The one that is wanted, on instances on which it is wrong
-    seed: int
+    start: int  # Attacks for one verdict are numbered; each starts from other weights
     iterations: list[int] = field(default_factory=list)  # At which it was measured
     fooled: list[float] = field(
         default_factory=list
@@ -296,13 +298,12 @@ def train_attackers(trainer, attack: Attack, attackers: list[str], iterations: i
     restore(trainer, best, attackers)
 
 
-def attack(
-    t: Trained, verdict: int, seed: int, iterations: int, games: int, passes: int, looks: int = 8
-) -> Attack:
+def attack(t: Trained, verdict: int, iterations: int, *, frames: int | None = None, passes: int = 5, seed: int = 0,
+           start: int = 0, looks: int = 8) -> Attack:  # fmt: skip
     "Train all provers that argue for `verdict` against the rest, and test the best of them"
-    found = Attack(verdict, seed)
-    attackers = attackers_for(t.hyper_params)[verdict]
-    hyper_params = attack_parameters(t.hyper_params, attackers, games, derive_seed(seed, "attack", verdict))
+    found, attackers = Attack(verdict, start), attackers_for(t.hyper_params)[verdict]
+    its_seed = derive_seed(t.hyper_params.seed, "attack", seed, verdict, start)
+    hyper_params = attack_parameters(t.hyper_params, attackers, frames, its_seed)
     data = tuple(only_wrong(d, verdict) for d in t.datasets)
     keep = [a for a in build_protocol_handler(hyper_params).agent_names if a not in attackers]
     trainer = player(t, hyper_params, data, keep)
@@ -444,7 +445,7 @@ class Evaluation:
     @property
     def attack_curves(self) -> dict[str, tuple[list[int], list[float]]]:
         "Share of training instances on which each attack succeeded, by iteration"
-        return {f"verdict {a.verdict}, seed {a.seed}": (a.iterations, a.fooled) for a in self.attacks}
+        return {f"verdict {a.verdict}, start {a.start}": (a.iterations, a.fooled) for a in self.attacks}
 
     @property
     def table(self):
@@ -470,7 +471,7 @@ def by_datapoint(games: Games) -> dict[str, list]:
     return {"id": games.id.unique().tolist(), "y": labels.tolist(), "accuracy": right.tolist()}
 
 # %% ../nbs/97_evaluation.ipynb #c052
-def examine(t: Trained, passes=5, attack_iterations=40, attack_games=256, attacks=1, seed=0) -> Evaluation:
+def examine(t: Trained, passes=5, attack_iterations=40, attack_frames=None, attacks=1, seed=0) -> Evaluation:
     "What `evaluate` finds out"
     trainer = player(t)
     games = play(trainer, f"test {seed}", passes)
@@ -480,9 +481,8 @@ def examine(t: Trained, passes=5, attack_iterations=40, attack_games=256, attack
         for verdict in attackers_for(t.hyper_params)
         for i in range(attacks if attack_iterations else 0)
     ]
-    tried = [
-        attack(t, v, derive_seed(seed, i) % 10**6, attack_iterations, attack_games, passes) for v, i in starts
-    ]
+    how = {"frames": attack_frames, "passes": passes, "seed": seed}
+    tried = [attack(t, verdict, attack_iterations, start=i, **how) for verdict, i in starts]
     measures = verdict_measures(games) | attacked(tried) | worst_case(torch.tensor(points["accuracy"]))
     measures |= controls(t, passes, trainer) | simulation(t, trainer, passes)
     lengths = per_instance(games.rounds, games.id)
@@ -490,7 +490,7 @@ def examine(t: Trained, passes=5, attack_iterations=40, attack_games=256, attack
     options = {
         "passes": passes,
         "attack_iterations": attack_iterations,
-        "attack_games": attack_games,
+        "attack_frames": attack_frames,
         "attacks": attacks,
         "seed": seed,
     }
@@ -502,7 +502,7 @@ def evaluate(
     *,
     passes: int = 5,  # Games on each test instance
     attack_iterations: int = 40,  # Iterations for which attackers learn; 0: no attack
-    attack_games: int = 256,  # Games that they play in each
+    attack_frames: int | None = None,  # Frames (rounds of games) that they play in each; None: 256 games
     attacks: int = 1,  # Attacks for each verdict, each from another start
     seed: int = 0,  # Of everything random here, beside the run's own
     run_store=None,  # Where the name of a run is looked for: a folder or a `RunStore`
@@ -514,7 +514,7 @@ def evaluate(
         name: value for name, value in (("device", device), ("tqdm_func", progress)) if value is not None
     }
     t = trained(run_or_result, run_store, **settings)
-    found = examine(t, passes, attack_iterations, attack_games, attacks, seed)
+    found = examine(t, passes, attack_iterations, attack_frames, attacks, seed)
     if t.run:
         found.save(t.run)
     return found
