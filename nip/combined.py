@@ -49,13 +49,12 @@ class CombinedAgentPart(TensorDictModuleBase):
                 if key not in outputs:
                     outputs[key] = value.new_zeros(self.full_shape(key, has_floor.shape, value))
                 self.place(outputs[key], key, value, rows, i)
-        outputs = outputs or self.when_nobody_acts(tensordict, has_floor.shape)
-        for key, value in outputs.items():
+        for key, value in (self.silence(tensordict, has_floor.shape) | outputs).items():
             tensordict["agents", key + self.suffix] = value
         return tensordict
 
-    def when_nobody_acts(self, td: TensorDictBase, batch: torch.Size) -> dict[str, Tensor]:
-        "Outputs in a round in which all are silent"
+    def silence(self, td: TensorDictBase, batch: torch.Size) -> dict[str, Tensor]:
+        "What those say who have nothing to say: outputs that must be there even if no part gives them"
         return {}
 
 # %% ../nbs/80_combined.ipynb #c007
@@ -114,7 +113,7 @@ class CombinedValueHead(CombinedAgentPart):
         super().__init__(parts, protocol, suffix)
         self.out_keys = [("agents", "value")]
 
-    def when_nobody_acts(self, td, batch):
+    def silence(self, td, batch):
         return {"value": torch.zeros(batch, device=td["message"].device)}
 
     def forward(self, tensordict):
@@ -147,7 +146,7 @@ class CombinedPolicyHead(CombinedAgentPart):
             message_mask  # observations → bool `[B agent channel position candidate]`: what may be named
         )
 
-    def when_nobody_acts(self, td, batch):
+    def silence(self, td, batch):
         said = {
             s.logits_key: td[s.latest_key].flatten(3) for s in self.spaces
         }  # [B channel position candidate]

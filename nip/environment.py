@@ -160,6 +160,7 @@ def play(self: Environment, td: TensorDictBase) -> TensorDict:
     "One round of all games: the state after it, with rewards"
     shared_done, done, terminated, reward = self.protocol.step_interaction_protocol(td)
     guess = self.protocol.verifier_guess(td["agents", "decision"][:, self.verifier], td["y"].squeeze(-1))
+    done = done | td["agents", "done"]
     decides = done[:, self.verifier] & ~td["agents", "done"][:, self.verifier]
     over = (shared_done | terminated).unsqueeze(-1)
     after = td.select(*self.instance_keys, "y", "id", "seed", "stance")

@@ -15,7 +15,7 @@ from .protocol import ACCEPT, NO_DECISION, REJECT, ProtocolHandler
 from .settings import generator
 
 # %% auto #0
-__all__ = ['mix', 'refine', 'multisets', 'GraphOracle', 'trusts', 'honest_provers', 'exchanges']
+__all__ = ['SURE', 'mix', 'refine', 'multisets', 'GraphOracle', 'trusts', 'honest_provers', 'exchanges']
 
 # %% ../nbs/82a_graph_oracle.ipynb #c005
 def mix(x: Tensor) -> Tensor:
@@ -39,10 +39,16 @@ def multisets(colours: Tensor) -> Tensor:
     return (mix(5 * colours + 11) * (colours != 0)).sum(-1)
 
 # %% ../nbs/82a_graph_oracle.ipynb #c009
+SURE = 100.0  # A logit higher by so much is as good as certain
+
+
 class GraphOracle(AgentPart):
     "Message and decision logits by colour refinement, as many rounds as the agent's network would have layers"
 
-    in_keys = ("x", "message", "round", "adjacency", "node_mask")
+    in_keys, out_keys = (
+        ("x", "message", "round", "adjacency", "node_mask"),
+        ("main_message_logits", "decision_logits"),
+    )
     chooses_messages = False  # There is nothing to learn
 
     def __init__(self, context: PartContext):
@@ -52,10 +58,7 @@ class GraphOracle(AgentPart):
             context.protocol,
             context.protocol.agent_names.index(context.agent_name),
         )
-        self.rounds, self.out_keys = (
-            p.num_gnn_layers,
-            (*(s.logits_key for s in context.spaces), "decision_logits"),
-        )
+        self.rounds = p.num_gnn_layers
         self.in_keys += ("stance",) if context.knows_stance else ()
         self.last_turn = int(protocol.active[:, :, me].any(-1).any(0).nonzero().max())
         slots = slots_of_rounds(protocol, "exchange")
@@ -83,13 +86,9 @@ def trusts(protocol: ProtocolHandler, channel: str) -> bool:
 @patch
 def forward(self: GraphOracle, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     message = inputs["message"].flatten(3)  # [B channel position candidate]
-    logits = {s.logits_key: message.new_zeros(*message.shape[:3], s.size) for s in self.context.spaces}
-    decisions = message.new_zeros(len(message), 3)
-    if self.context.is_decider:
-        decisions = self.decide(inputs)
-    elif self.context.verdict is not None:
-        logits["main_message_logits"] = self.answer(inputs, message)
-    return logits | {"decision_logits": decisions}
+    decisions = self.decide(inputs) if self.context.is_decider else message.new_zeros(len(message), 3)
+    answers = torch.zeros_like(message) if self.context.verdict is None else self.answer(inputs, message)
+    return {"main_message_logits": answers, "decision_logits": decisions}
 
 
 @patch
@@ -99,7 +98,7 @@ def decide(self: GraphOracle, inputs: dict[str, Tensor]) -> Tensor:
     seen = multisets(self.colours(inputs, heard)[-1])  # [B channel graph]
     last = torch.where(inputs["round"] >= self.last_turn, ACCEPT, NO_DECISION)
     decision = torch.where((seen[..., 0] == seen[..., 1]).all(-1), last, REJECT)
-    return 100.0 * torch.nn.functional.one_hot(decision, 3)
+    return SURE * torch.nn.functional.one_hot(decision, 3)
 
 
 @patch
@@ -123,7 +122,7 @@ def answer(self: GraphOracle, inputs: dict[str, Tensor], asked: Tensor) -> Tenso
             )[-1]
         )
         sign = torch.where(plain[:, 0] == plain[:, 1], 1, -1)
-    return 100.0 * alike * sign.view(-1, 1, 1, 1) * asked.sum(-1, keepdim=True)
+    return SURE * alike * sign.view(-1, 1, 1, 1) * asked.sum(-1, keepdim=True)
 
 # %% ../nbs/82a_graph_oracle.ipynb #c013
 def honest_provers(protocol: ProtocolHandler) -> list[str]:

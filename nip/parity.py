@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from .agents import AgentPart, ConstantValueHead, PartContext, RandomBody
+from .agents import AgentPart, PartContext
 from .data import Dataset
 from .messages import MessageSpace
 from nip.networks import (
@@ -32,14 +32,16 @@ from .settings import generator
 
 # %% auto #0
 __all__ = ['NUM_INSTANCES', 'SURE', 'num_blocks', 'make_parity_data', 'odd_blocks', 'draw_blocks', 'ParityAgentParameters',
-           'named_blocks', 'looks_up', 'ParityBody', 'ParityOracle', 'ParityScenario']
+           'named_blocks', 'looks_up', 'ParityBody', 'ParityOracle', 'ParityScenario', 'honest_share']
 
 # %% ../nbs/82_parity.ipynb #c005
 def num_blocks(name: str) -> int:
     "Number of blocks in the instances of the data set `parity<K>`"
-    found = re.fullmatch(r"parity([1-9]\d*)", name)
+    found = re.fullmatch(r"parity([1-9]\d*)", "parity3" if name == "test" else name)
     if not found or int(found[1]) < 2:
-        raise ParameterError("dataset", name, "must be of the form parity<K>, with K ≥ 2 blocks", ["parity4"])
+        raise ParameterError(
+            "dataset", name, "must be of the form parity<K>, with K ≥ 2 blocks", ["parity4", "test"]
+        )
     return int(found[1])
 
 # %% ../nbs/82_parity.ipynb #c008
@@ -84,6 +86,7 @@ def draw_blocks(bits, marks: list[int] | None = None, ax=None):
 class ParityAgentParameters(HeadParameters):
     "An agent that reads blocks of bits"
 
+    activation_function: str = param("relu", choices=activations)  # Between layers, everywhere
     d_hidden: int = param(16, ge=1)  # Width of the network that reads a block
     num_layers: int = param(2, ge=1)  # Its layers
     only_named_blocks: bool | None = (
@@ -121,9 +124,8 @@ def named_blocks(x: Tensor) -> Tensor:
 
 def looks_up(context: PartContext) -> bool:
     "Whether an agent sees only the blocks that were named"
-    chosen, protocol = getattr(context.params, "only_named_blocks", None), context.protocol
-    deciders = getattr(protocol, "decider_names", protocol.verifier_names)
-    return context.agent_name in deciders if chosen is None else chosen
+    chosen = context.params.only_named_blocks
+    return context.is_decider if chosen is None else chosen
 
 # %% ../nbs/82_parity.ipynb #c018
 class ParityBody(AgentPart):
@@ -160,46 +162,50 @@ SURE = 50.0  # A logit above those of all other choices by so much leaves nothin
 class ParityOracle(AgentPart):
     "A policy head that plays by hand: points out the proof, or checks it"
 
-    in_keys = ("x", "bits", "message", "round")
-    out_keys = ("main_message_logits", "decision_logits")
     chooses_messages = False
 
     def __init__(self, context: PartContext):
         super().__init__(context)
-        protocol, name = context.protocol, context.agent_name
-        self.argues_for = getattr(protocol, "prover_verdicts", {}).get(name, ACCEPT)
-        if protocol.common.randomize_prover_stance:
-            self.in_keys = (*self.in_keys, "stance")
-        speaks = protocol.active[:, :, protocol.agent_names.index(name)].any(-1)  # [variant round]
-        rounds = torch.arange(speaks.shape[1])
-        self.last_turn = int((speaks * rounds).amax(-1).min())
+        protocol, me = context.protocol, context.protocol.agent_names.index(context.agent_name)
+        self.in_keys = ("x", "bits", "round", *(s.latest_key for s in context.spaces))
+        self.in_keys += ("stance",) if context.knows_stance else ()
+        self.out_keys = (*(s.logits_key for s in context.spaces), "decision_logits")
+        self.for_odd = context.verdict != REJECT or protocol.common.shared_reward
+        speaks = protocol.active[:, :, me].any(-1)  # [variant round]
+        self.last_turn = int((speaks * torch.arange(speaks.shape[1])).amax(-1).min())
 
     def forward(self, inputs):
-        odd, message = odd_blocks(inputs["bits"]), inputs["message"]  # [B block], [B channel position block]
-        wants_odd = torch.full_like(inputs["round"], self.argues_for).bool()
-        if "stance" in inputs:
-            wants_odd = wants_odd == inputs["stance"].bool()
-        pointed = SURE * (odd == wants_odd.unsqueeze(-1)).to(message.dtype)
-        found = (odd & named_blocks(inputs["x"])).any(-1)
-        over = torch.where(inputs["round"] >= self.last_turn, REJECT, NO_DECISION)
-        verdict = nn.functional.one_hot(torch.where(found, ACCEPT, over), 3).to(message.dtype)
-        return {
-            "main_message_logits": pointed[:, None, None].expand_as(message),
-            "decision_logits": SURE * verdict,
-        }
+        logits = {s.logits_key: torch.zeros_like(inputs[s.latest_key]) for s in self.context.spaces}
+        logits["main_message_logits"] += self.pointed(inputs)[:, None, None]
+        return logits | {"decision_logits": self.verdict(inputs)}
 
-# %% ../nbs/82_parity.ipynb #c027
+# %% ../nbs/82_parity.ipynb #c025
+@patch
+def pointed(self: ParityOracle, inputs: dict[str, Tensor]) -> Tensor:
+    "Logits `[B block]` of what is named"
+    odd = odd_blocks(inputs["bits"])
+    if looks_up(self.context):  # It does not know what it would be pointing at
+        return torch.zeros_like(odd, dtype=torch.float32)
+    wanted = torch.full_like(odd[:, 0], self.for_odd)
+    if "stance" in inputs and not self.context.protocol.common.shared_reward:
+        wanted = wanted == inputs["stance"].bool()
+    return SURE * (odd == wanted.unsqueeze(-1))
+
+
+@patch
+def verdict(self: ParityOracle, inputs: dict[str, Tensor]) -> Tensor:
+    "Logits `[B 3]` of the decision"
+    found = (odd_blocks(inputs["bits"]) & named_blocks(inputs["x"])).any(-1)
+    over = torch.where(inputs["round"] >= self.last_turn, REJECT, NO_DECISION)
+    return SURE * nn.functional.one_hot(torch.where(found, ACCEPT, over), 3).float()
+
+# %% ../nbs/82_parity.ipynb #c029
 @register_scenario("parity")
 class ParityScenario(Scenario):
     "Is one of the blocks odd?"
 
     agent_parameters_class = ParityAgentParameters
-    manual_parts = {
-        "body": RandomBody,
-        "policy_head": ParityOracle,
-        "value_body": RandomBody,
-        "value_head": ConstantValueHead,
-    }
+    manual_parts = {"policy_head": ParityOracle}
 
     @classmethod
     def check_parameters(cls, hyper_params) -> None:
@@ -217,19 +223,31 @@ class ParityScenario(Scenario):
     def make_body(self, context: PartContext) -> AgentPart:
         return ParityBody(context)
 
-    def message_mask(self, protocol, td: TensorDictBase) -> Tensor:
-        return (
-            torch.ones_like(td["message"], dtype=torch.bool)
-            .unsqueeze(1)
-            .expand(-1, protocol.num_agents, -1, -1, -1)
-        )
-
     def draw(self, instance: TensorDictBase, marks=None, axes=None):
         return draw_blocks(instance["bits"], marks, axes)
 
-# %% ../nbs/82_parity.ipynb #c031
+# %% ../nbs/82_parity.ipynb #c033
+def honest_share(protocol) -> float:
+    "Share of the schedules in which a prover who argues for 1 is heard before the verifier's last turn"
+    verdicts, names = getattr(protocol, "prover_verdicts", {}), protocol.agent_names
+    verifier, rounds = names.index("verifier"), torch.arange(protocol.max_message_rounds)
+    honest = [names.index(a) for a, v in verdicts.items() if v == ACCEPT]
+    heard = (
+        protocol.active & protocol.agent_channel_visibility_mask[verifier]
+    )  # [variant round agent channel]
+    last = (heard[:, :, verifier].any(-1) * rounds).amax(-1, keepdim=True)  # [variant 1]
+    return (heard[:, :, honest].any(-1).any(-1) & (rounds < last)).any(-1).float().mean().item()
+
+
 @patch
 def ceilings(self: ParityScenario, instance) -> dict[str, float]:
     "Shares of right verdicts that can be reached on the test data of `instance`"
-    share = instance.test_dataset.td["y"].float().mean().item()
-    return {"verifier alone": max(share, 1 - share), "with an honest prover": 1.0}
+    y, verifier = (
+        instance.test_dataset.td["y"].float().mean().item(),
+        instance.hyper_params.agents["verifier"],
+    )
+    alone = 1.0 if getattr(verifier, "only_named_blocks", None) is False else max(y, 1 - y)
+    honest = honest_share(instance.protocol_handler)
+    return {"verifier alone": alone} | (
+        {"with honest provers": alone + honest * (1 - alone)} if honest else {}
+    )

@@ -101,6 +101,11 @@ class RlTrainer(Trainer):
     def num_iterations(cls, hyper_params) -> int:
         return hyper_params.rl.num_iterations
 
+    @property
+    def trace_decay(self) -> float:
+        "λ of the advantage estimate"
+        return self.hyper_params.rl.lmbda
+
     @classmethod
     def check_parameters(cls, hyper_params) -> None:
         "Raise `ParameterError` where the frames do not divide into games"
@@ -230,7 +235,7 @@ def look_back(self: RlTrainer, played: TensorDict, normalise: bool) -> TensorDic
     "Frames `[N]` on record, with advantages and value targets, and `acts` `[N agent]` of what can be learned from"
     rl, agents = self.hyper_params.rl, played["agents"]
     advantage, known = turn_advantages(
-        agents["reward"], agents["value"], agents["turns"], played["done"], rl.gamma, rl.lmbda
+        agents["reward"], agents["value"], agents["turns"], played["done"], rl.gamma, self.trace_decay
     )
     agents["old_value"], agents["value_target"] = agents["value"], advantage + agents["value"]
     agents["acts"] = known & played["recorded"].unsqueeze(-1)
@@ -270,15 +275,16 @@ def improve(self: RlTrainer, flat: TensorDict) -> dict[str, Tensor]:
     if not len(flat):
         return {}
     with learning_mode(*self.modules()), seeded(self.hyper_params.seed, "noise", self.iteration):
-        epochs = [self.minibatches(len(flat), flat.device) for _ in range(rl.num_epochs)]
+        epochs = [self.minibatches(flat) for _ in range(rl.num_epochs)]
         steps = [self.update(flat[rows], learners) for minibatches in epochs for rows in minibatches]
     return {name: torch.stack([stats[name] for stats in steps]).mean(0) for name in steps[0]}
 
 
 @patch
-def minibatches(self: RlTrainer, n: int, device) -> tuple[Tensor, ...]:
-    "Random rows of `n` frames, each once"
-    return torch.randperm(n, generator=self.shuffle).to(device).split(self.hyper_params.rl.minibatch_size)
+def minibatches(self: RlTrainer, flat: TensorDict) -> tuple[Tensor, ...]:
+    "Random rows of the frames `flat [N]`, each once"
+    order = torch.randperm(len(flat), generator=self.shuffle).to(flat.device)
+    return order.split(self.hyper_params.rl.minibatch_size)
 
 # %% ../nbs/92_rl.ipynb #c020
 @patch

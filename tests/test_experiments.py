@@ -6,11 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from nip import HyperParameters, RunStore, build_scenario_instance, preset, run_experiment
+from nip.groups import IHVP_VARIANTS, SPG_VARIANTS
 from nip.parameters import ParameterError, protocol_handlers, trainers
 from nip.settings import ExperimentSettings
 from nip.trainer import TrainingError
@@ -77,19 +80,37 @@ def test_another_seed_gives_other_numbers(tmp_path):
     )
 
 
-@pytest.mark.parametrize("protocol", ["adp", "nip", "solo_verifier"])
-@pytest.mark.parametrize("trainer", ["solo_agent", "vanilla_ppo"])
-def test_every_trainer_with_every_protocol(trainer, protocol):
-    result = run_experiment(tiny(trainer=trainer, interaction_protocol=protocol), test_run=True)
-    assert result.run_dir is None
-    values = [v for k, v in result.metrics.items() if k.endswith(("mean_accuracy", "test_accuracy"))]
+PROTOCOLS, TRAINERS = (
+    sorted(name for name, cls in registry.items() if cls.__module__.startswith("nip."))
+    for registry in (protocol_handlers, trainers)
+)
+
+
+def play(hyper_params) -> dict[str, float]:
+    metrics = run_experiment(hyper_params, test_run=True, tqdm_func=partial(tqdm, disable=True)).metrics
+    values = [v for k, v in metrics.items() if k.endswith(("mean_accuracy", "test_accuracy"))]
     assert values and all(0 <= v <= 1 for v in values)
+    return metrics
+
+
+@pytest.mark.parametrize("zero_knowledge", [False, True], ids=["plain", "zk"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_every_trainer_with_every_protocol(trainer, protocol, zero_knowledge):
+    "On the parity scenario, which has everything but size"
+    changes = {"protocol_common.zero_knowledge": zero_knowledge, "nip_protocol.max_message_rounds": 4,
+               "debate_protocol.max_message_rounds": 4, "mnip_protocol.max_message_rounds": 4}  # fmt: skip
+    play(tiny("parity", trainer, interaction_protocol=protocol).replace(changes))
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_every_trainer_on_graphs(trainer):
+    play(tiny("graph_isomorphism", trainer))
 
 
 def test_the_matrix_covers_the_registries():
-    builtin = lambda registry: {n for n, c in registry.items() if c.__module__.startswith("nip.")}
-    assert builtin(protocol_handlers) == {"adp", "nip", "solo_verifier"}
-    assert builtin(trainers) == {"solo_agent", "vanilla_ppo"}
+    assert {"adp", "debate", "merlin_arthur", "mnip", "multi_channel_test", "nip", "solo_verifier"} <= set(PROTOCOLS)
+    assert {"vanilla_ppo", "reinforce", "spg", "solo_agent"} <= set(TRAINERS)
 
 
 VARIANTS = {
@@ -118,6 +139,17 @@ VARIANTS = {
         "agents": {"prover": {"num_gnn_layers": 1, "gnn_output_digits": 3, "noise_sigma": 0.1}}
     },
     "dropout": {"agents": {"prover": {"num_gnn_layers": 1, "transformer_dropout": 0.5}}},
+    "linear messages": {"include_linear_message_space": True, "message_size": 2, "d_linear_message_space": 3},
+    "random stances": {"protocol_common.randomize_prover_stance": True, "agents._default.node_selector": "likeness"},
+    "message regression": {"message_regression.enabled": True},
+    "hand-written prover": {"agents": {"prover": {"use_manual_architecture": True, "num_gnn_layers": 3}}},
+    "hand-written verifier": {"agents": {"verifier": {"use_manual_architecture": True}}},
+    "frozen prover": {"agents": {"prover": {"num_gnn_layers": 1, "freeze_agent": True}}},
+    "pretrained bodies": {"pretrain_agents": True},
+    "normalised history": {"rl.normalize_observations": False, "agents._default.normalize_message_history": True},
+    "reinforce with a critic": {"trainer": "reinforce", "reinforce.use_advantage_and_critic": True},
+    **{f"spg {variant}": {"trainer": "spg", "spg.variant": variant} for variant in SPG_VARIANTS},
+    **{f"spg by {name}": {"trainer": "spg", "spg.variant": "spg", "spg.ihvp_variant": name} for name in IHVP_VARIANTS},
     "half an episode": {"rl.frames_per_batch": 48, "rl.steps_per_env_per_iteration": 3},
 }
 
@@ -130,13 +162,23 @@ def test_variants_train(changes):
     assert 0 <= metrics["test_mean_accuracy"] <= 1
 
 
-def test_a_resting_agent_keeps_its_weights(tmp_path):
-    schedule = {"_type": "ContiguousPeriodicUpdateSchedule", "period": 10, "start": 5, "stop": 6}
-    hyper_params = tiny().replace({"agents.prover.update_schedule": schedule})
+RESTING = {
+    "schedule": {"update_schedule": {"_type": "ContiguousPeriodicUpdateSchedule", "period": 10, "start": 5, "stop": 6}},
+    "turns": {"update_schedule": {"_type": "AlternatingPeriodicUpdateSchedule", "period": 4, "first_agent_num_rounds": 3, "first_agent": False}},
+    "frozen": {"freeze_agent": True},
+}
+
+
+@pytest.mark.parametrize("rest", RESTING.values(), ids=RESTING)
+@pytest.mark.parametrize("zero_knowledge", [False, True], ids=["plain", "zk"])
+@pytest.mark.parametrize("trainer", ["vanilla_ppo", "reinforce", "spg"])
+def test_a_resting_agent_keeps_its_weights(tmp_path, rest, zero_knowledge, trainer):
+    hyper_params = tiny("parity", trainer, **{"protocol_common.zero_knowledge": zero_knowledge, "nip_protocol.max_message_rounds": 3})
+    hyper_params = hyper_params.replace({f"agents.prover.{k}": v for k, v in rest.items()} | {"agents.prover.d_hidden": 3})
     start = build_scenario_instance(hyper_params).state_dict()
     end = run_experiment(hyper_params, run_store=tmp_path).scenario_instance.state_dict()
     moved = {k.split(".")[0] for k, v in start.items() if "norm" not in k and not torch.equal(v, end[k])}
-    assert moved == {"verifier"}
+    assert moved == {"verifier", *(["adversarial_verifier", "simulator"] if zero_knowledge else [])}
 
 
 def test_an_agent_starts_the_same_whoever_else_plays():
@@ -188,8 +230,10 @@ REFUSED = {
     "agents.prover0": {"agents.prover0": {}},
     "interaction_protocol": {"interaction_protocol": "nipp"},
     "dataset": {"dataset": "er_1000"},
-    "protocol_common.zero_knowledge": {"protocol_common.zero_knowledge": True},
-    "pretrain_agents": {"pretrain_agents": True},
+    "pretrain_agents": {"trainer": "solo_agent", "pretrain_agents": True},
+    "agents.prover": {"trainer": "solo_agent", "agents.prover.use_manual_architecture": True},
+    "message_regression.agents": {"message_regression.agents": ["provver"], "message_regression.enabled": True},
+    "spg.stackelberg_sequence": {"trainer": "spg", "spg.stackelberg_sequence": [["verifier"]]},
     "agents.verifier.load_checkpoint_and_parameters": {
         "agents.verifier.load_checkpoint_and_parameters": True
     },
@@ -219,11 +263,3 @@ def test_a_gpu_does_as_well(tmp_path):
         {"dataset": "er2000", "rl.num_iterations": 20, "rl.num_test_iterations": 1}
     )
     assert run_experiment(hyper_params, device="cuda", run_store=tmp_path).metrics["test_accuracy_low"] > 0.7
-
-
-def test_environment_meets_its_specs():
-    from torchrl.envs.utils import check_env_specs
-
-    for protocol in ("nip", "adp", "solo_verifier"):
-        instance = build_scenario_instance(tiny(interaction_protocol=protocol), ExperimentSettings())
-        check_env_specs(instance.train_environment)
