@@ -183,7 +183,7 @@ def evaluate_run(args) -> int:
     print(f"\n{found}\n\nPicture: {run.dir / 'evaluation.png'}")
     return 0
 
-
+# %% ../nbs/98a_cli.ipynb #c017
 def compare_runs(args) -> int:
     "A table, and with --figure a picture, of finished runs side by side"
     from nip.comparison import compare
@@ -194,7 +194,7 @@ def compare_runs(args) -> int:
         print(f"\nPicture: {found.save(args.figure)}")
     return 0
 
-# %% ../nbs/98a_cli.ipynb #c018
+# %% ../nbs/98a_cli.ipynb #c019
 def make_parser() -> argparse.ArgumentParser:
     "The parser of the command `nip`"
     parser = argparse.ArgumentParser(

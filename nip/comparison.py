@@ -57,7 +57,7 @@ def protocol_name(hyper_params: Mapping[str, Any]) -> str:
     zk = "zk-" if setting(hyper_params, "protocol_common.zero_knowledge") else ""
     return f"{zk}{hyper_params['interaction_protocol']}"
 
-
+# %% ../nbs/97a_comparison.ipynb #c009
 def row_of(run_or_result, run_store, by: str) -> tuple[dict[str, Any], dict[str, float]]:
     "A row of the table, and the ceilings that the run knows of"
     run = getattr(run_or_result, "run", run_or_result)
@@ -71,7 +71,7 @@ def row_of(run_or_result, run_store, by: str) -> tuple[dict[str, Any], dict[str,
            "group": protocol if by == "interaction_protocol" else str(setting(hyper_params, by))}  # fmt: skip
     return row | cells(tested(result) | (found.measures if found else {})), (found.ceilings if found else {})
 
-# %% ../nbs/97a_comparison.ipynb #c011
+# %% ../nbs/97a_comparison.ipynb #c012
 @dataclass
 class Comparison:
     "Runs side by side"
@@ -106,7 +106,7 @@ class Comparison:
     def _repr_html_(self):
         return self.shown().to_html(index=False)
 
-
+# %% ../nbs/97a_comparison.ipynb #c013
 def _cell(name: str, row: Mapping[str, Any]) -> str:
     value, low, high = row[name], row.get(f"{name}_low", math.nan), row.get(f"{name}_high", math.nan)
     if math.isnan(value) or name == "mean_episode_length":
@@ -121,7 +121,7 @@ def _agreed(all_ceilings: Iterable[dict[str, float]]) -> dict[str, float]:
             values.setdefault(name, set()).add(round(value, 6))
     return {name: value.pop() for name, value in values.items() if len(value) == 1}
 
-# %% ../nbs/97a_comparison.ipynb #c013
+# %% ../nbs/97a_comparison.ipynb #c015
 def compare(
     *runs,  # Runs, their names or folders, or results; or a list of them; none: all finished runs of the store
     run_store=None,  # A folder or a `RunStore`; None: the usual one
@@ -142,7 +142,7 @@ def compare(
     frame["group"] = frame["group"].map(lambda g: (names or {}).get(g, g))
     return Comparison(frame, _agreed(known), by)
 
-# %% ../nbs/97a_comparison.ipynb #c021
+# %% ../nbs/97a_comparison.ipynb #c023
 PANELS = {
     "accuracy": {"accuracy": "accuracy"},
     "complete and sound": {"completeness": "completeness", "soundness": "soundness, own provers", "soundness_attacked": "soundness, under attack"},
@@ -169,7 +169,7 @@ def _bars(ax, frame, measures: dict[str, str], first_colour: int) -> None:
     labels = [group.replace("_", "\n") for group in groups]
     ax.set(xticks=range(len(groups)), xticklabels=labels, xlim=(-0.6, len(groups) - 0.4), ylim=(0, 103))
 
-
+# %% ../nbs/97a_comparison.ipynb #c024
 def _dots(ax, x: float, width: float, rows, name: str, colour: str) -> None:
     "A dot for each run, with its interval"
     for k, (_, row) in enumerate(rows.iterrows()):
@@ -178,7 +178,7 @@ def _dots(ax, x: float, width: float, rows, name: str, colour: str) -> None:
         bars = None if math.isnan(low) else [[100 * max(0, value - low)], [100 * max(0, high - value)]]
         ax.errorbar(at, 100 * value, yerr=bars, fmt=".", color=colour, capsize=2, lw=1)
 
-# %% ../nbs/97a_comparison.ipynb #c022
+# %% ../nbs/97a_comparison.ipynb #c025
 @patch
 def plot(self: Comparison):
     "Groups side by side: accuracy, completeness and soundness, worst case"
@@ -207,7 +207,7 @@ def plot(self: Comparison):
         axes[0][0].legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.25))
     return fig
 
-
+# %% ../nbs/97a_comparison.ipynb #c026
 @patch
 def save(self: Comparison, path: str | Path) -> Path:
     "Write the figure; its format is the suffix of `path`"

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from nip.comparison import compare
 from nip.evaluation import Attack, Evaluation, Measure, attacked, evaluate, find_run
-from nip.parameters import HyperParameters, ParameterError, protocol_handlers
+from nip.parameters import HyperParameters, ParameterError, protocol_handlers, trainers
 from nip.run import run_experiment
 
 QUIET = partial(tqdm, disable=True)
@@ -17,11 +17,9 @@ DECEIVED = {"nip": {1}, "adp": {1}, "mnip": {1}, "debate": {0, 1}, "merlin_arthu
             "multi_channel_test": {0, 1}, "solo_verifier": set()}  # fmt: skip
 
 
-def train(folder, run_id, protocol="adp", **changes):
+def train(folder, run_id, protocol="adp", trainer="vanilla_ppo", **changes):
     "A run of one small iteration"
-    hp = HyperParameters.construct_test_params(
-        "parity", "vanilla_ppo", "parity4", interaction_protocol=protocol
-    )
+    hp = HyperParameters.construct_test_params("parity", trainer, "parity4", interaction_protocol=protocol)
     rl = {"rl.frames_per_batch": None, "rl.rollouts_per_iteration": 8, "rl.num_iterations": 1, "rl.num_test_iterations": 1,
           "rl.num_normalization_steps": 8}  # fmt: skip
     return run_experiment(hp.replace(rl | changes), run_store=folder, run_id=run_id, tqdm_func=QUIET)
@@ -44,6 +42,12 @@ def test_each_protocol_is_evaluated(tmp_path, protocol, zero_knowledge):
     assert Evaluation.load(result.run) == found
     assert (result.run_dir / "evaluation.png").stat().st_size > 1000
     assert compare(result).frame["protocol"].item() == ("zk-" * zero_knowledge) + protocol
+
+
+@pytest.mark.parametrize("trainer", sorted(name for name, t in trainers.items() if hasattr(t, "play_out")))
+def test_whoever_trained_it(tmp_path, trainer):
+    found = evaluate(train(tmp_path, "one", trainer=trainer), **LEAST)
+    assert {"soundness_attacked", "random_accuracy", "oracle_accuracy"} <= set(found.measures)
 
 
 def test_no_protocol_is_forgotten():
