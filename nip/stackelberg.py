@@ -407,8 +407,8 @@ def update(self: SpgTrainer, batch: TensorDictBase, learners: list[str]) -> dict
 @patch
 def sizes(self: SpgTrainer, game: DifferentiableGame, directions: dict[str, Tensors]) -> dict[str, Tensor]:
     "Norm `[agent]` of the objective's direction, and of what foresight changed about it, relative to the plain gradient"
-    norm = lambda x: dot(x, x).sqrt()
-    of = lambda f: torch.stack([f(a) if a in directions else torch.zeros(()) for a in self.agent_names])
+    norm, none = lambda x: dot(x, x).sqrt(), torch.zeros((), device=self.settings.device)
+    of = lambda f: torch.stack([f(a) if a in directions else none for a in self.agent_names])
     change = lambda a: norm(add(directions[a], game.own(a), -1)) / norm(game.own(a)).clamp(min=1e-12)
     return {"gradient_norm": of(lambda a: norm(directions[a])), "foresight": of(change)}
 
