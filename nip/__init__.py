@@ -31,7 +31,12 @@ _MODULES = {
     "rl": ["RlTrainerParameters"],
     "ppo": ["CommonPpoParameters", "VanillaPpoParameters"],
     "solo": ["SoloAgentParameters"],
+    "evaluation": ["evaluate", "Evaluation"],
+    "comparison": ["compare", "Comparison"],
+    "evaluation": ["evaluate", "Evaluation"],
+    "comparison": ["compare", "Comparison"],
     "run": ["run_experiment", "prepare_experiment", "preset", "presets", "Result"],
+    "sweep": ["run_all"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = list(_HOME)

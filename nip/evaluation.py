@@ -73,7 +73,7 @@ class Trained:
     datasets: tuple[Dataset, Dataset]  # For training and for testing
     run: Run | None = None  # Where the evaluation is kept
 
-
+# %% ../nbs/97_evaluation.ipynb #c010
 def find_run(
     run: Run | str | Path,  # Itself, its name in the store, or its folder
     run_store=None,  # A folder or a `RunStore`; None: the usual one
@@ -91,7 +91,7 @@ def _plays(hyper_params) -> None:
         why = "plays no games, and evaluate needs games to look at"
         raise ParameterError("trainer", hyper_params.trainer, f"is a trainer that {why}", players)
 
-# %% ../nbs/97_evaluation.ipynb #c010
+# %% ../nbs/97_evaluation.ipynb #c011
 def trained(
     run_or_result,  # A `Run`, its name or folder, or what `run_experiment` returned
     run_store=None,  # Where a name is looked for
@@ -112,7 +112,7 @@ def trained(
     scenario = scenarios[hyper_params.scenario](hyper_params, settings)
     return Trained(hyper_params, settings, weights, build_datasets(scenario), run)
 
-# %% ../nbs/97_evaluation.ipynb #c012
+# %% ../nbs/97_evaluation.ipynb #c013
 def player(
     t: Trained,
     hyper_params: HyperParameters | None = None,  # Others than the run's
@@ -135,7 +135,7 @@ def restore(trainer, weights: dict[str, Tensor], agents: Iterable[str]) -> None:
             if own := below(weights, f"{a}.{name}"):
                 part.load_state_dict(own)
 
-# %% ../nbs/97_evaluation.ipynb #c013
+# %% ../nbs/97_evaluation.ipynb #c014
 @dataclass
 class Games:
     "What came of games `[game]`"
@@ -145,7 +145,7 @@ class Games:
     id: Tensor
     rounds: Tensor
 
-
+# %% ../nbs/97_evaluation.ipynb #c015
 def play(
     trainer,  # Of `player`
     label: str,  # What the random numbers are for
@@ -162,7 +162,7 @@ def play(
         pieces.append([p["outcome"][over], p["y"][over].squeeze(-1), p["id"][over], p["round"][over] + 1])
     return Games(*(torch.cat(part).cpu() for part in zip(*pieces)))
 
-
+# %% ../nbs/97_evaluation.ipynb #c017
 def episodes(
     trainer, label, passes=1, split="test", limit=None, variants=None, chunk=1000
 ) -> Iterator[TensorDict]:
@@ -188,7 +188,7 @@ def restrict(seeds: Tensor, variants: list[int] | None, protocol) -> Tensor:
     seeds = seeds.clamp(max=MAX_EPISODE_SEED - 1 - n)
     return seeds - seeds % n + torch.tensor(variants)[seeds // n % len(variants)]
 
-# %% ../nbs/97_evaluation.ipynb #c021
+# %% ../nbs/97_evaluation.ipynb #c025
 def verdict_measures(games: Games, prefix: str = "") -> dict[str, Measure]:
     "Accuracy, completeness and soundness with those who played"
     true = games.y == 1
@@ -197,7 +197,7 @@ def verdict_measures(games: Games, prefix: str = "") -> dict[str, Measure]:
                 "soundness": share(~accepted[~true], games.id[~true])}  # fmt: skip
     return {prefix + name: m for name, m in measures.items()}
 
-# %% ../nbs/97_evaluation.ipynb #c025
+# %% ../nbs/97_evaluation.ipynb #c029
 def worst_case(accuracy: Tensor) -> dict[str, Measure]:
     "From the accuracy on each instance `[instance]`: the worst, the lowest twentieth, and those on which it fails"
     n, ids = len(accuracy), torch.arange(len(accuracy))
@@ -205,7 +205,7 @@ def worst_case(accuracy: Tensor) -> dict[str, Measure]:
             "percentile_5": Measure(accuracy.quantile(0.05).item(), n=n),
             "mostly_wrong": share(accuracy < 0.5, ids), "always_wrong": share(accuracy == 0, ids)}  # fmt: skip
 
-# %% ../nbs/97_evaluation.ipynb #c028
+# %% ../nbs/97_evaluation.ipynb #c032
 ATTACK = {
     "trainer": "vanilla_ppo", "pretrain_agents": False,
     "protocol_common.shared_reward": False, "protocol_common.prover_reward": 1.0,
@@ -214,7 +214,7 @@ ATTACK = {
     "ppo.loss_type": "clip", "ppo.clip_epsilon": 0.2, "ppo.critic_coef": 0.5, "ppo.entropy_eps": 0.001, "ppo.normalize_advantage": True,
     "vanilla_ppo.label_coef": 0.0, "zk_protocol.aux_prover_reward_coefficient": 0.0,
 }  # fmt: skip
-ATTACK_GAMES = 256  # Played in an iteration of an attack
+ATTACK_GAMES = 256  # Played in an iteration of an attack, unless another number of frames is asked for
 
 
 def fresh(params: Parameters, default: Parameters) -> dict[str, Any]:
@@ -232,17 +232,19 @@ def frozen(params: Parameters) -> dict[str, Any]:
     d = {"is_random": True} if params.is_random else params.to_dict()
     return {k: True if k == "freeze_agent" else v for k, v in d.items()}
 
-
-def attack_parameters(hyper_params, attackers: list[str], games: int, seed: int) -> HyperParameters:
+# %% ../nbs/97_evaluation.ipynb #c033
+def attack_parameters(hyper_params, attackers: list[str], frames: int | None, seed: int) -> HyperParameters:
     "The hyper-parameters under which `attackers` learn against the rest"
     everyone = set(build_protocol_handler(plain_game(hyper_params)).prover_names) == set(attackers)
     base = (plain_game(hyper_params) if everyone else hyper_params).replace(ATTACK | {"seed": seed})
     protocol, default = build_protocol_handler(base), hyper_params.agent_parameters_class()
     put = lambda a, params: fresh(params, default) if a in attackers else frozen(params)
     changes = {f"agents.{a}": put(a, base.agents[a]) for a in protocol.agent_names}
-    return base.replace({**changes, "rl.frames_per_batch": games * protocol.max_message_rounds})
+    return base.replace(
+        {**changes, "rl.frames_per_batch": frames or ATTACK_GAMES * protocol.max_message_rounds}
+    )
 
-
+# %% ../nbs/97_evaluation.ipynb #c035
 def plain_game(hyper_params: HyperParameters) -> HyperParameters:
     "The game that is at the bottom of a zero-knowledge one; others as they are"
     if not hyper_params.protocol_common.zero_knowledge:
@@ -251,13 +253,13 @@ def plain_game(hyper_params: HyperParameters) -> HyperParameters:
     kept = {"_default", *build_protocol_handler(base).agent_names}
     return base.replace(agents={a: p for a, p in hyper_params.agents.to_dict().items() if a in kept})
 
-# %% ../nbs/97_evaluation.ipynb #c030
+# %% ../nbs/97_evaluation.ipynb #c037
 @dataclass
 class Attack:
     "An attempt to get a wrong verdict"
 
     verdict: int  # The one that is wanted, on instances on which it is wrong
-    seed: int
+    start: int  # Attacks for one verdict are numbered; each starts from other weights
     iterations: list[int] = field(default_factory=list)  # At which it was measured
     fooled: list[float] = field(
         default_factory=list
@@ -277,7 +279,7 @@ def has_a_say(protocol, agents: list[str]) -> list[int]:
     rows = [protocol.agent_names.index(a) for a in agents]
     return protocol.active[:, :, rows].flatten(1).any(1).nonzero().squeeze(-1).tolist()
 
-# %% ../nbs/97_evaluation.ipynb #c031
+# %% ../nbs/97_evaluation.ipynb #c038
 def train_attackers(trainer, attack: Attack, attackers: list[str], iterations: int, looks: int) -> None:
     "Train `attackers` for some iterations, look at them `looks` times, and leave the best in place"
     variants, every = has_a_say(trainer.protocol, attackers), max(1, iterations // looks)
@@ -295,14 +297,13 @@ def train_attackers(trainer, attack: Attack, attackers: list[str], iterations: i
             trainer.iteration += 1
     restore(trainer, best, attackers)
 
-
-def attack(
-    t: Trained, verdict: int, seed: int, iterations: int, games: int, passes: int, looks: int = 8
-) -> Attack:
+# %% ../nbs/97_evaluation.ipynb #c039
+def attack(t: Trained, verdict: int, iterations: int, *, frames: int | None = None, passes: int = 5, seed: int = 0,
+           start: int = 0, looks: int = 8) -> Attack:  # fmt: skip
     "Train all provers that argue for `verdict` against the rest, and test the best of them"
-    found = Attack(verdict, seed)
-    attackers = attackers_for(t.hyper_params)[verdict]
-    hyper_params = attack_parameters(t.hyper_params, attackers, games, derive_seed(seed, "attack", verdict))
+    found, attackers = Attack(verdict, start), attackers_for(t.hyper_params)[verdict]
+    its_seed = derive_seed(t.hyper_params.seed, "attack", seed, verdict, start)
+    hyper_params = attack_parameters(t.hyper_params, attackers, frames, its_seed)
     data = tuple(only_wrong(d, verdict) for d in t.datasets)
     keep = [a for a in build_protocol_handler(hyper_params).agent_names if a not in attackers]
     trainer = player(t, hyper_params, data, keep)
@@ -319,7 +320,7 @@ def attackers_for(hyper_params) -> dict[int, list[str]]:
         found.setdefault(int(verdict), []).append(prover)
     return found
 
-# %% ../nbs/97_evaluation.ipynb #c043
+# %% ../nbs/97_evaluation.ipynb #c051
 def control(t: Trained, provers: dict[str, dict], passes: int, label: str) -> dict[str, Measure]:
     "Accuracy, completeness and soundness of the trained verifier with other provers"
     changes = {"trainer": "vanilla_ppo"} | {f"agents.{a}": p for a, p in provers.items()}
@@ -327,7 +328,7 @@ def control(t: Trained, provers: dict[str, dict], passes: int, label: str) -> di
     trainer = player(t, base, keep=[a for a in build_protocol_handler(base).agent_names if a not in provers])
     return verdict_measures(play(trainer, label, passes), prefix=f"{label}_")
 
-
+# %% ../nbs/97_evaluation.ipynb #c052
 def controls(t: Trained, passes: int, trainer) -> dict[str, Measure]:
     "With provers that play at random, and by hand where the scenario can"
     base = plain_game(t.hyper_params)
@@ -347,7 +348,7 @@ def ceilings(trainer) -> dict[str, float]:
     known = getattr(trainer.instance.scenario, "ceilings", None)
     return {name: float(value) for name, value in known(trainer.instance).items()} if known else {}
 
-# %% ../nbs/97_evaluation.ipynb #c045
+# %% ../nbs/97_evaluation.ipynb #c054
 def total_variation(a: Tensor, b: Tensor) -> Tensor:
     "Half the summed difference `[…]` between the distributions with logits `a`, `b` `[… k]`"
     return (a.softmax(-1) - b.softmax(-1)).abs().sum(-1) / 2
@@ -363,7 +364,7 @@ def average(values: Tensor, ids: Tensor, low: float = 0.0, high: float = 1.0) ->
     interval = confidence_interval(unit, ids)
     return Measure(back(per_instance(unit, ids).mean().item()), *map(back, interval), len(ids.unique()))
 
-# %% ../nbs/97_evaluation.ipynb #c046
+# %% ../nbs/97_evaluation.ipynb #c055
 def twins(protocol, p: TensorDict, key: str) -> list[Tensor]:
     "Logits `[B time …]` of adversarial verifier and simulator; of messages, those in their own channels"
     found = []
@@ -373,7 +374,7 @@ def twins(protocol, p: TensorDict, key: str) -> list[Tensor]:
         found.append(logits if key == "decision_logits" else logits[:, :, own])
     return found
 
-
+# %% ../nbs/97_evaluation.ipynb #c056
 def imitation_of(protocol, p: TensorDict) -> dict[str, Tensor]:
     "How like the adversarial verifier the simulator is in each of the games `p [game time]`: by measure, `[game]`"
     adversary = protocol.agent_names.index(TWINS["adversarial"])
@@ -393,7 +394,7 @@ def imitation_of(protocol, p: TensorDict) -> dict[str, Tensor]:
                       f"{kind}_variation": over_time(variation, counts), f"{kind}_likeliest": over_time(agree, counts)}  # fmt: skip
     return found
 
-
+# %% ../nbs/97_evaluation.ipynb #c057
 def over_time(values: Tensor, counts: Tensor) -> Tensor:
     "Mean `[game]` of `values [game time …]` where `counts`, NaN where nothing does"
     values, counts = values.flatten(1), counts.flatten(1)
@@ -418,7 +419,7 @@ def simulation(t: Trained, trainer, passes: int) -> dict[str, Measure]:
     untrained = player(t, keep=[a for a in trainer.agent_names if a != "simulator"])
     return imitation(trainer, "simulator", passes) | imitation(untrained, "untrained", passes)
 
-# %% ../nbs/97_evaluation.ipynb #c050
+# %% ../nbs/97_evaluation.ipynb #c061
 @dataclass
 class Evaluation:
     "What `evaluate` found out about a run"
@@ -444,7 +445,7 @@ class Evaluation:
     @property
     def attack_curves(self) -> dict[str, tuple[list[int], list[float]]]:
         "Share of training instances on which each attack succeeded, by iteration"
-        return {f"verdict {a.verdict}, seed {a.seed}": (a.iterations, a.fooled) for a in self.attacks}
+        return {f"verdict {a.verdict}, start {a.start}": (a.iterations, a.fooled) for a in self.attacks}
 
     @property
     def table(self):
@@ -454,7 +455,7 @@ class Evaluation:
         frame = pd.DataFrame.from_dict({k: m._asdict() for k, m in self.measures.items()}, orient="index")
         return frame.rename_axis("measure")
 
-# %% ../nbs/97_evaluation.ipynb #c051
+# %% ../nbs/97_evaluation.ipynb #c062
 def attacked(attacks: Iterable[Attack]) -> dict[str, Measure]:
     "What the best attack for each verdict leaves: chosen where it learned, not where it is tested"
     names, left = {ACCEPT: "soundness_attacked", REJECT: "completeness_attacked"}, {}
@@ -469,8 +470,8 @@ def by_datapoint(games: Games) -> dict[str, list]:
     labels = per_instance(games.y.float(), games.id).long()
     return {"id": games.id.unique().tolist(), "y": labels.tolist(), "accuracy": right.tolist()}
 
-# %% ../nbs/97_evaluation.ipynb #c052
-def examine(t: Trained, passes=5, attack_iterations=40, attack_games=256, attacks=1, seed=0) -> Evaluation:
+# %% ../nbs/97_evaluation.ipynb #c063
+def examine(t: Trained, passes=5, attack_iterations=40, attack_frames=None, attacks=1, seed=0) -> Evaluation:
     "What `evaluate` finds out"
     trainer = player(t)
     games = play(trainer, f"test {seed}", passes)
@@ -480,9 +481,8 @@ def examine(t: Trained, passes=5, attack_iterations=40, attack_games=256, attack
         for verdict in attackers_for(t.hyper_params)
         for i in range(attacks if attack_iterations else 0)
     ]
-    tried = [
-        attack(t, v, derive_seed(seed, i) % 10**6, attack_iterations, attack_games, passes) for v, i in starts
-    ]
+    how = {"frames": attack_frames, "passes": passes, "seed": seed}
+    tried = [attack(t, verdict, attack_iterations, start=i, **how) for verdict, i in starts]
     measures = verdict_measures(games) | attacked(tried) | worst_case(torch.tensor(points["accuracy"]))
     measures |= controls(t, passes, trainer) | simulation(t, trainer, passes)
     lengths = per_instance(games.rounds, games.id)
@@ -490,19 +490,19 @@ def examine(t: Trained, passes=5, attack_iterations=40, attack_games=256, attack
     options = {
         "passes": passes,
         "attack_iterations": attack_iterations,
-        "attack_games": attack_games,
+        "attack_frames": attack_frames,
         "attacks": attacks,
         "seed": seed,
     }
     return Evaluation(t.run.id if t.run else "not kept", measures, points, tried, ceilings(trainer), options)
 
-
+# %% ../nbs/97_evaluation.ipynb #c064
 def evaluate(
     run_or_result,  # A `Run`, its name or folder, or what `run_experiment` returned
     *,
     passes: int = 5,  # Games on each test instance
     attack_iterations: int = 40,  # Iterations for which attackers learn; 0: no attack
-    attack_games: int = 256,  # Games that they play in each
+    attack_frames: int | None = None,  # Frames (rounds of games) that they play in each; None: 256 games
     attacks: int = 1,  # Attacks for each verdict, each from another start
     seed: int = 0,  # Of everything random here, beside the run's own
     run_store=None,  # Where the name of a run is looked for: a folder or a `RunStore`
@@ -514,12 +514,12 @@ def evaluate(
         name: value for name, value in (("device", device), ("tqdm_func", progress)) if value is not None
     }
     t = trained(run_or_result, run_store, **settings)
-    found = examine(t, passes, attack_iterations, attack_games, attacks, seed)
+    found = examine(t, passes, attack_iterations, attack_frames, attacks, seed)
     if t.run:
         found.save(t.run)
     return found
 
-# %% ../nbs/97_evaluation.ipynb #c054
+# %% ../nbs/97_evaluation.ipynb #c066
 LABELS = {
     "accuracy": "accuracy", "completeness": "completeness", "soundness": "soundness, its own provers",
     "soundness_attacked": "soundness, under attack", "completeness_attacked": "completeness, under attack",
@@ -542,7 +542,7 @@ for _who, _kind, _what in product(
         f"{_subject}, {_kind.replace('_', ' ').replace('main ', '')}: {IMITATION[_what]}"
     )
 
-
+# %% ../nbs/97_evaluation.ipynb #c067
 def is_share(name: str) -> bool:
     "Whether a measure lies between 0 and 1"
     return name != "mean_episode_length" and not name.endswith("cosine")
@@ -565,7 +565,7 @@ def lines(self: Evaluation) -> list[list[str]]:
         for k, c in self.ceilings.items()
     ]
 
-
+# %% ../nbs/97_evaluation.ipynb #c068
 @patch
 def _repr_html_(self: Evaluation) -> str:
     rows = [[escape(cell) for cell in row] for row in self.lines()]
@@ -578,7 +578,7 @@ def __str__(self: Evaluation) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows)
 
-# %% ../nbs/97_evaluation.ipynb #c055
+# %% ../nbs/97_evaluation.ipynb #c069
 def _plot_measures(ax, e: Evaluation) -> None:
     shown = [(k, m) for k, m in e.measures.items() if is_share(k) and not math.isnan(m.value)]
     for i, (k, m) in enumerate(shown):
@@ -612,7 +612,7 @@ def _plot_measures(ax, e: Evaluation) -> None:
             bbox_to_anchor=(0, 1),
         )
 
-
+# %% ../nbs/97_evaluation.ipynb #c070
 def _plot_datapoints(ax, e: Evaluation) -> None:
     passes = e.options.get("passes", 5)
     edges = [(100 / passes) * (i - 0.5) for i in range(passes + 2)]
@@ -623,7 +623,7 @@ def _plot_datapoints(ax, e: Evaluation) -> None:
     ax.set(xlabel=f"accuracy on an instance, in % of {passes} games", ylabel="instances", yscale="log")
     ax.legend(frameon=False, fontsize=8)
 
-
+# %% ../nbs/97_evaluation.ipynb #c071
 def _plot_attacks(ax, e: Evaluation) -> None:
     for i, a in enumerate(e.attacks):
         colour = f"C{i}"
@@ -639,7 +639,7 @@ def _plot_attacks(ax, e: Evaluation) -> None:
     ax.set(xlabel="iteration of the attack (◇: test)", ylabel="deceived, %", ylim=(-3, 103))
     ax.legend(frameon=False, fontsize=8)
 
-# %% ../nbs/97_evaluation.ipynb #c056
+# %% ../nbs/97_evaluation.ipynb #c072
 @patch
 def plot(self: Evaluation):
     "All measures; instances by accuracy; how the attacks went"
@@ -655,7 +655,7 @@ def plot(self: Evaluation):
     fig.suptitle(self.name, fontsize=10)
     return fig
 
-# %% ../nbs/97_evaluation.ipynb #c058
+# %% ../nbs/97_evaluation.ipynb #c074
 @patch
 def save(self: Evaluation, run: Run) -> Path:
     "Write `evaluation.json` and `evaluation.png` into the folder of a run; gives the picture's path"
@@ -670,7 +670,7 @@ def save(self: Evaluation, run: Run) -> Path:
     plt.close(figure)
     return atomic_write(run.dir / "evaluation.png", picture.getvalue())
 
-
+# %% ../nbs/97_evaluation.ipynb #c075
 @patch(cls_method=True)
 def load(cls: Evaluation, run: Run | str | Path, run_store=None) -> Evaluation | None:
     "The evaluation that is kept with a run; None if there is none"

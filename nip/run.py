@@ -24,7 +24,8 @@ from .tracking import Run, RunStore
 
 # %% auto #0
 __all__ = ['presets', 'QUICK', 'QUICK_VERIFIER', 'QUICK_PROVER', 'Result', 'check_settings', 'run_experiment', 'Preparation',
-           'prepare_experiment', 'preset', 'graph_isomorphism_quick', 'solo_verifier_quick', 'zero_knowledge_quick']
+           'prepare_experiment', 'preset', 'graph_isomorphism_quick', 'solo_verifier_quick', 'zero_knowledge_quick',
+           'parity_quick']
 
 # %% ../nbs/98_run.ipynb #c005
 @dataclass
@@ -205,3 +206,15 @@ def zero_knowledge_quick() -> HyperParameters:
     asks = QUICK_VERIFIER | {"node_selector": "mlp"}
     twins = {f"agents.{name}": asks for name in ("adversarial_verifier", "simulator")}
     return graph_isomorphism_quick().replace({"protocol_common.zero_knowledge": True} | twins)
+
+
+@presets.register("parity_quick")
+def parity_quick() -> HyperParameters:
+    "One word about a row of blocks: learned in seconds, with any protocol"
+    one_word = {"max_message_rounds": 2, "min_message_rounds": 2}
+    return HyperParameters(
+        "parity", "vanilla_ppo", "parity4", "adp", protocol_common={"verifier_first": False},
+        nip_protocol=one_word, debate_protocol=one_word, mnip_protocol=one_word,
+        rl={"frames_per_batch": None, "rollouts_per_iteration": 256, "num_iterations": 60, "minibatch_size": 256, "lr": 3e-3,
+            "anneal_lr": True, "gamma": 1.0},
+        ppo={"entropy_eps": 0.01})  # fmt: skip
