@@ -8,7 +8,16 @@ from tqdm import tqdm
 
 from nip.comparison import compare
 from nip.evaluation import (
-    Attack, Evaluation, Measure, attack_parameters, attacked, evaluate, find_run, only_wrong, player, trained,
+    Attack,
+    Evaluation,
+    Measure,
+    attack_parameters,
+    attacked,
+    evaluate,
+    find_run,
+    only_wrong,
+    player,
+    trained,
 )  # fmt: skip
 from nip.parameters import HyperParameters, ParameterError, protocol_handlers, trainers
 from nip.run import run_experiment
