@@ -21,6 +21,7 @@ from .losses import masked_mean, standardise, turn_advantages
 from .networks import ObservationNorm, RunningNorm, gathering_statistics, learning_mode
 from .parameters import ParameterError, Parameters, param, register_parameters
 from .protocol import build_protocol_handler
+from .registry import Registry
 from .settings import generator, seeded
 from nip.statistics import (
     confidence_interval,
@@ -34,7 +35,7 @@ from nip.statistics import (
 from .trainer import Trainer, TrainingError
 
 # %% auto #0
-__all__ = ['RlTrainerParameters', 'steps_per_iteration', 'RlTrainer', 'make_optimiser']
+__all__ = ['observers', 'RlTrainerParameters', 'Observer', 'observers_of', 'steps_per_iteration', 'RlTrainer', 'make_optimiser']
 
 # %% ../nbs/92_rl.ipynb #c005
 @register_parameters("rl")
@@ -73,6 +74,33 @@ class RlTrainerParameters(Parameters):
     )  # Passes over the test data in the final test
 
 # %% ../nbs/92_rl.ipynb #c007
+observers = Registry("observer")
+
+
+class Observer:
+    "Looks at what was played; registered in `observers`"
+
+    def __init__(self, hyper_params, protocol, spaces): ...
+
+    @classmethod
+    def is_wanted(cls, hyper_params) -> bool:
+        "Whether `hyper_params` ask for it"
+        raise NotImplementedError
+
+    @classmethod
+    def check_parameters(cls, hyper_params, protocol) -> None:
+        "Raise `ParameterError` for what it cannot do"
+
+    def scores(self, played: TensorDictBase) -> dict[str, float]:
+        "Metrics of the frames `[B time]` of an iteration"
+        raise NotImplementedError
+
+
+def observers_of(hyper_params) -> list[type[Observer]]:
+    "The kinds of observer that `hyper_params` ask for"
+    return [kind for _, kind in observers.items() if kind.is_wanted(hyper_params)]
+
+# %% ../nbs/92_rl.ipynb #c009
 def steps_per_iteration(hyper_params, protocol) -> int:
     "Rounds that each game goes on in an iteration"
     return hyper_params.rl.steps_per_env_per_iteration or protocol.max_message_rounds
@@ -118,12 +146,14 @@ class RlTrainer(Trainer):
             raise ParameterError(
                 "rl.frames_per_batch", rl.frames_per_batch, why, [c for c in (n, n + steps) if c]
             )
+        for observer in observers_of(hyper_params):
+            observer.check_parameters(hyper_params, protocol)
 
     def agent_losses(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         "Loss of each agent `[agent]` on a minibatch, and statistics by name, each `[agent]`"
         raise NotImplementedError
 
-# %% ../nbs/92_rl.ipynb #c009
+# %% ../nbs/92_rl.ipynb #c011
 @patch
 def prepare(self: RlTrainer) -> None:
     "Normalise observations, prime the networks' statistics, make the optimiser"
@@ -142,6 +172,7 @@ def prepare(self: RlTrainer) -> None:
         if not agent.params.freeze_agent
     ]
     self.optimiser = make_optimiser(self.groups, hp.rl.lr)
+    self.observers = [o(hp, self.protocol, self.spaces) for o in observers_of(hp)]
     self.state_of_play = self.instance.train_environment.reset()
     self.prime_statistics()
 
@@ -167,7 +198,7 @@ def modules(self: RlTrainer) -> list[torch.nn.Module]:
     "All combined parts, in the order in which they run"
     return list(self.instance.combined.values())
 
-# %% ../nbs/92_rl.ipynb #c011
+# %% ../nbs/92_rl.ipynb #c013
 @patch
 def act(self: RlTrainer, td: TensorDictBase, sample: bool = True) -> TensorDictBase:
     "Representations, logits and values of all who have the floor; with `sample` also their actions"
@@ -199,7 +230,7 @@ def frame(self: RlTrainer, td: TensorDictBase, after: TensorDictBase) -> TensorD
     kept["done"], kept["outcome"] = after["done"].squeeze(-1), after["verdict"]
     return kept
 
-# %% ../nbs/92_rl.ipynb #c013
+# %% ../nbs/92_rl.ipynb #c015
 @patch
 def turns(self: RlTrainer, td: TensorDictBase) -> Tensor:
     "Who has a choice: bool `[… agent]`"
@@ -207,7 +238,7 @@ def turns(self: RlTrainer, td: TensorDictBase) -> Tensor:
     turns = flat["agents", "active"].any(-1) & self.chooses_messages | may_decide(flat, self.is_decider)
     return turns.view(*td.shape, -1)
 
-# %% ../nbs/92_rl.ipynb #c015
+# %% ../nbs/92_rl.ipynb #c017
 @patch
 def collect(self: RlTrainer) -> TensorDict:
     "Frames `[B time]` of an iteration; those off the record are marked by `recorded` false"
@@ -229,7 +260,7 @@ def collect(self: RlTrainer) -> TensorDict:
                 self.state_of_play = following.clone()
     return torch.stack(frames, 1)
 
-# %% ../nbs/92_rl.ipynb #c017
+# %% ../nbs/92_rl.ipynb #c019
 @patch
 def look_back(self: RlTrainer, played: TensorDict, normalise: bool) -> TensorDict:
     "Frames `[N]` on record, with advantages and value targets, and `acts` `[N agent]` of what can be learned from"
@@ -246,7 +277,7 @@ def look_back(self: RlTrainer, played: TensorDict, normalise: bool) -> TensorDic
     flat["agents", "advantage"] = standardise(advantage, flat["agents", "acts"]) if normalise else advantage
     return flat
 
-# %% ../nbs/92_rl.ipynb #c019
+# %% ../nbs/92_rl.ipynb #c021
 @patch
 def learners(self: RlTrainer) -> list[str]:
     "Agents that learn in this iteration"
@@ -286,7 +317,7 @@ def minibatches(self: RlTrainer, flat: TensorDict) -> tuple[Tensor, ...]:
     order = torch.randperm(len(flat), generator=self.shuffle).to(flat.device)
     return order.split(self.hyper_params.rl.minibatch_size)
 
-# %% ../nbs/92_rl.ipynb #c020
+# %% ../nbs/92_rl.ipynb #c022
 @patch
 def update(self: RlTrainer, batch: TensorDictBase, learners: list[str]) -> dict[str, Tensor]:
     "One step of the optimiser"
@@ -327,7 +358,7 @@ def check_finite(self: RlTrainer, losses: Tensor) -> None:
         raise TrainingError(f"iteration {self.iteration}: the loss of {' and '.join(bad)} is not finite ({losses.tolist()}); "
                                 "a smaller rl.lr or rl.max_grad_norm may help")  # fmt: skip
 
-# %% ../nbs/92_rl.ipynb #c022
+# %% ../nbs/92_rl.ipynb #c024
 @patch
 def anneal(self: RlTrainer) -> None:
     rl = self.hyper_params.rl
@@ -390,7 +421,7 @@ def prime_statistics(self: RlTrainer) -> None:
                 self.act(seen, sample=False)
     self.state_of_play = env.reset()
 
-# %% ../nbs/92_rl.ipynb #c024
+# %% ../nbs/92_rl.ipynb #c026
 @patch
 def iterate(self: RlTrainer) -> dict[str, float]:
     self.anneal()
@@ -400,7 +431,10 @@ def iterate(self: RlTrainer) -> dict[str, float]:
     self.follow_statistics(flat)
     self.after_iteration(losses)
     recorded = played[:, : steps_per_iteration(self.hyper_params, self.protocol)]
-    return self.game_statistics(recorded) | self.loss_statistics(flat, losses)
+    stats = self.game_statistics(recorded) | self.loss_statistics(flat, losses)
+    for observer in self.observers:
+        stats |= observer.scores(recorded)
+    return stats
 
 
 RlTrainer.normalise_advantage = False
@@ -410,7 +444,7 @@ RlTrainer.normalise_advantage = False
 def after_iteration(self: RlTrainer, losses: dict[str, Tensor]) -> None:
     "Room for what an algorithm adapts between iterations"
 
-# %% ../nbs/92_rl.ipynb #c026
+# %% ../nbs/92_rl.ipynb #c028
 @patch
 def agent_statistics(
     self: RlTrainer, played: TensorDict, i: int, over: Tensor, totals: Tensor
@@ -432,7 +466,7 @@ def agent_statistics(
         stats |= {"mean_decision_entropy": mean(doubt), "std_decision_entropy": std(doubt)}
     return {f"{name}.{k}": v for k, v in stats.items()}
 
-# %% ../nbs/92_rl.ipynb #c027
+# %% ../nbs/92_rl.ipynb #c029
 @patch
 def game_statistics(self: RlTrainer, played: TensorDict) -> dict[str, float]:
     "Statistics of frames `[B time]`"
@@ -462,7 +496,7 @@ def loss_statistics(self: RlTrainer, flat: TensorDict, losses: dict[str, Tensor]
     stats = {f"{a}.{k}": v[i].item() for k, v in table.items() for i, a in enumerate(self.agent_names)}
     return stats | {k: v.sum().item() if k.startswith("loss") else v.mean().item() for k, v in losses.items()}
 
-# %% ../nbs/92_rl.ipynb #c029
+# %% ../nbs/92_rl.ipynb #c031
 @patch
 def play_out(self: RlTrainer, env: Environment, indices: Tensor, seeds: Tensor) -> TensorDict:
     "Whole games on the instances `indices [B]`: frames `[B time]`, of which those after the end do not count"
@@ -493,7 +527,7 @@ def without_epilogue(self: RlTrainer, played: TensorDict) -> TensorDict:
     played["agents", "active"] = played["agents", "active"] & ~late[..., None, None]
     return played
 
-# %% ../nbs/92_rl.ipynb #c030
+# %% ../nbs/92_rl.ipynb #c032
 @patch
 def test_rollouts(self: RlTrainer, passes: int | None = None, chunk: int = 1000) -> list[TensorDict]:
     "Games on every test instance, `passes` times, in pieces of `chunk`"
@@ -517,7 +551,7 @@ def test(self: RlTrainer) -> dict[str, float]:
     low, high = confidence_interval((played["outcome"] == y).float(), played["id"])
     return {f"test_{k}": v for k, v in (whole | {"accuracy_low": low, "accuracy_high": high}).items()}
 
-# %% ../nbs/92_rl.ipynb #c032
+# %% ../nbs/92_rl.ipynb #c034
 @patch
 def state(self: RlTrainer) -> tuple[dict, dict]:
     tensors = {f"agents/{k}": v for k, v in self.instance.state_dict().items()}
