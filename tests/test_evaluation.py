@@ -18,7 +18,7 @@ from nip.evaluation import (
     only_wrong,
     player,
     trained,
-)  # fmt: skip
+)
 from nip.parameters import HyperParameters, ParameterError, protocol_handlers, trainers
 from nip.run import run_experiment
 
