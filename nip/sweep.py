@@ -29,7 +29,7 @@ def finished(store: RunStore, run_id: str, hyper_params: dict) -> Run | None:
     if run_id not in store.ids():
         return None
     run = store.open(run_id)
-    if run.hyper_params != hyper_params:
+    if HyperParameters.from_dict(run.hyper_params) != HyperParameters.from_dict(hyper_params):
         raise ParameterError(
             "run_id", run_id, f"is the name of a run with other hyper-parameters, in {store.root.name}"
         )

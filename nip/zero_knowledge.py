@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from .parameters import ParameterError, Parameters, register_parameters
+from .parameters import ParameterError, Parameters, param, register_parameters
 from .protocol import NO_DECISION, ProtocolHandler, protocol_wrappers
 
 # %% auto #0
@@ -27,18 +27,24 @@ class ZkProtocolParameters(Parameters):
 
     simulator_reward_coefficient: float = 1.0  # Pay of the simulator for likeness to the adversarial verifier
     aux_prover_reward_coefficient: float = 1.0  # Share of it that each prover gets, too
+    likeness_of: str = param(
+        "logits", choices=("logits", "probabilities")
+    )  # Of what the two have in common the cosine is taken
 
 # %% ../nbs/22_zero_knowledge.ipynb #c006
 RULED_OUT = -1e8  # Logits below this stand for choices that cannot be made
 
 
-def likeness(a: Tensor, b: Tensor) -> Tensor:
-    "Cosine `[B]` between logits `a`, `b` `[B …]` where both choices can be made; 0 where one of them is zero"
+def likeness(a: Tensor, b: Tensor, counts: Tensor | None = None, of: str = "logits") -> Tensor:
+    "Cosine `[B]` between logits `a`, `b` `[B … k]` (or their probabilities) where `counts [B …]`; 0 where one of them is zero"
     possible = (a > RULED_OUT) & (b > RULED_OUT)
-    a, b = (torch.where(possible, x, 0.0).flatten(1) for x in (a, b))
+    if of == "probabilities":
+        a, b = a.softmax(-1), b.softmax(-1)
+    counts = possible if counts is None else possible & counts.unsqueeze(-1)
+    a, b = (torch.where(counts, x, 0.0).flatten(1) for x in (a, b))
     return F.cosine_similarity(a, b, eps=1e-8)
 
-# %% ../nbs/22_zero_knowledge.ipynb #c009
+# %% ../nbs/22_zero_knowledge.ipynb #c011
 COPIES = ("standard", "adversarial", "simulator")
 TWINS = {
     "adversarial": "adversarial_verifier",
@@ -69,7 +75,7 @@ class ZeroKnowledge(ProtocolHandler):
         plays = TWINS.get(copy, "verifier")
         return ("verifier", base_channel) if agent == plays else None
 
-# %% ../nbs/22_zero_knowledge.ipynb #c011
+# %% ../nbs/22_zero_knowledge.ipynb #c013
 @patch
 def is_agent_active_in_variant(
     self: ZeroKnowledge, agent: str, round: int, channel: str, variant: int
@@ -108,7 +114,7 @@ def channel_order(self: ZeroKnowledge, agent: str, round: int, seed: int) -> lis
         if (agent, name := f"{c}_{copy}") in self.agent_channel_visibility
     ]
 
-# %% ../nbs/22_zero_knowledge.ipynb #c016
+# %% ../nbs/22_zero_knowledge.ipynb #c018
 @patch
 def imitation(self: ZeroKnowledge, td: TensorDictBase, learner: str | None = None) -> Tensor:
     "s `[B]`, with a gradient for the logits of `learner` alone"
@@ -121,20 +127,20 @@ def imitation(self: ZeroKnowledge, td: TensorDictBase, learner: str | None = Non
         copy: [i for i, c in enumerate(self.message_channel_names) if c.endswith(f"_{copy}")]
         for copy in TWINS
     }
-    total = torch.zeros(td.batch_size, device=td["round"].device)
+    zk, total = self.hyper_params.zk_protocol, torch.zeros(td.batch_size, device=td["round"].device)
     for key in ("main_message_logits", "linear_message_logits", "decision_logits"):
         if ("agents", key) not in td.keys(True):
             continue
         own = {copy: td["agents", key][:, self.agent_names.index(a)] for copy, a in TWINS.items()}
         own = {copy: z if TWINS[copy] == learner else z.detach() for copy, z in own.items()}
         if key == "decision_logits":
-            total = total + likeness(*own.values()) * (
-                self.decision_counts(td["round"], td["seed"]) & playing
-            )
+            decides = self.decision_counts(td["round"], td["seed"]) & playing
+            total = total + likeness(*own.values(), of=zk.likeness_of) * decides
         else:
-            spoken = active[:, channels["adversarial"]][..., None, None]
-            total = total + likeness(*(own[copy][:, channels[copy]] * spoken for copy in TWINS))
-    return self.hyper_params.zk_protocol.simulator_reward_coefficient * total
+            spoken = active[:, channels["adversarial"]].unsqueeze(-1)
+            said = (own[copy][:, channels[copy]] for copy in TWINS)
+            total = total + likeness(*said, spoken, zk.likeness_of)
+    return zk.simulator_reward_coefficient * total
 
 
 @patch
@@ -147,7 +153,7 @@ def direct_rewards(self: ZeroKnowledge, td: TensorDictBase) -> Tensor:
 
 ZeroKnowledge.has_direct_rewards = True
 
-# %% ../nbs/22_zero_knowledge.ipynb #c018
+# %% ../nbs/22_zero_knowledge.ipynb #c020
 @patch
 def step_interaction_protocol(
     self: ZeroKnowledge, td: TensorDictBase
@@ -178,7 +184,7 @@ def step_interaction_protocol(
         torch.cat([reward, -s.unsqueeze(-1), s.unsqueeze(-1)], -1),
     )
 
-# %% ../nbs/22_zero_knowledge.ipynb #c019
+# %% ../nbs/22_zero_knowledge.ipynb #c021
 @patch
 def reward_mid_point_estimate(self: ZeroKnowledge, agent: str) -> float:
     return 0.0 if agent in TWINS.values() else self.base.reward_mid_point_estimate(agent)
