@@ -31,6 +31,8 @@ _MODULES = {
     "rl": ["RlTrainerParameters"],
     "ppo": ["CommonPpoParameters", "VanillaPpoParameters"],
     "solo": ["SoloAgentParameters"],
+    "evaluation": ["evaluate", "Evaluation"],
+    "comparison": ["compare", "Comparison"],
     "run": ["run_experiment", "prepare_experiment", "preset", "presets", "Result"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

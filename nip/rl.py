@@ -306,15 +306,16 @@ def improve(self: RlTrainer, flat: TensorDict) -> dict[str, Tensor]:
     if not len(flat):
         return {}
     with learning_mode(*self.modules()), seeded(self.hyper_params.seed, "noise", self.iteration):
-        epochs = [self.minibatches(len(flat), flat.device) for _ in range(rl.num_epochs)]
+        epochs = [self.minibatches(flat) for _ in range(rl.num_epochs)]
         steps = [self.update(flat[rows], learners) for minibatches in epochs for rows in minibatches]
     return {name: torch.stack([stats[name] for stats in steps]).mean(0) for name in steps[0]}
 
 
 @patch
-def minibatches(self: RlTrainer, n: int, device) -> tuple[Tensor, ...]:
-    "Random rows of `n` frames, each once"
-    return torch.randperm(n, generator=self.shuffle).to(device).split(self.hyper_params.rl.minibatch_size)
+def minibatches(self: RlTrainer, flat: TensorDict) -> tuple[Tensor, ...]:
+    "Random rows of the frames `flat [N]`, each once"
+    order = torch.randperm(len(flat), generator=self.shuffle).to(flat.device)
+    return order.split(self.hyper_params.rl.minibatch_size)
 
 # %% ../nbs/92_rl.ipynb #c022
 @patch

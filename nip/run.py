@@ -13,18 +13,19 @@ from dataclasses import dataclass, field
 import torch
 from fastcore.basics import patch
 from fastcore.meta import delegates
-from .pretraining import pretrain
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .parameters import HyperParameters, ParameterError, trainers
+from .pretraining import pretrain
 from .registry import Registry
 from .scenario import ScenarioInstance, build_scenario_instance
 from .settings import ExperimentSettings
 from .tracking import Run, RunStore
 
 # %% auto #0
-__all__ = ['presets', 'QUICK', 'Result', 'check_settings', 'run_experiment', 'Preparation', 'prepare_experiment', 'preset',
-           'graph_isomorphism_quick', 'solo_verifier_quick']
+__all__ = ['presets', 'QUICK', 'QUICK_VERIFIER', 'QUICK_PROVER', 'Result', 'check_settings', 'run_experiment', 'Preparation',
+           'prepare_experiment', 'preset', 'graph_isomorphism_quick', 'solo_verifier_quick', 'zero_knowledge_quick',
+           'parity_quick']
 
 # %% ../nbs/98_run.ipynb #c005
 @dataclass
@@ -166,33 +167,54 @@ def preset(name: str, **changes) -> HyperParameters:
     return presets[name]().replace(**changes)
 
 
-# The prover learns at a tenth of the verifier's rate: early verdicts are noise, and a prover in a hurry learns that.
+# Provers learn at a tenth of the verifier's rate: early verdicts are noise, and a prover in a hurry learns that.
 QUICK = dict(activation_function="relu", gnn_readout="every_layer", use_gin_batch_norm=True, use_dual_gnn=False, num_transformer_layers=0,
              pair_difference="log", message_features="exchange", d_decider=64, d_value=64)  # fmt: skip
+QUICK_VERIFIER = dict(QUICK, num_gnn_layers=2, d_gnn=64, node_selector="uniform")
+QUICK_PROVER = dict(
+    QUICK,
+    num_gnn_layers=5,
+    d_gnn=32,
+    node_selector="likeness",
+    hide_last_message=True,
+    agent_lr_factor={"actor": 0.1},
+)
 
 
 @presets.register("graph_isomorphism_quick")
 def graph_isomorphism_quick() -> HyperParameters:
-    "Two questions about two graphs: learned in minutes"
+    "Two questions about two graphs: learned in minutes; works with any protocol"
+    two_questions = {"max_message_rounds": 5, "min_message_rounds": 5}
     return HyperParameters(
         "graph_isomorphism", "vanilla_ppo", "er10000", "nip", d_representation=64,
-        agents={"verifier": dict(QUICK, num_gnn_layers=2, d_gnn=64, node_selector="uniform"),
-                "prover": dict(QUICK, num_gnn_layers=5, d_gnn=32, node_selector="likeness", hide_last_message=True,
-                               agent_lr_factor={"actor": 0.1})},
-        nip_protocol={"max_message_rounds": 5, "min_message_rounds": 5},
-        rl={"frames_per_batch": 5 * 256, "num_iterations": 120, "minibatch_size": 256, "lr": 2e-3, "anneal_lr": True, "gamma": 1.0,
-            "critic_trains_body": False, "num_test_iterations": 3},
+        agents={"verifier": QUICK_VERIFIER, "_default": QUICK_PROVER},
+        nip_protocol=two_questions, debate_protocol=two_questions, mnip_protocol=two_questions,
+        rl={"frames_per_batch": None, "rollouts_per_iteration": 256, "num_iterations": 120, "minibatch_size": 256, "lr": 2e-3,
+            "anneal_lr": True, "gamma": 1.0, "critic_trains_body": False, "num_test_iterations": 3},
         ppo={"entropy_eps": 0.001, "critic_coef": 0.5})  # fmt: skip
 
 
 @presets.register("solo_verifier_quick")
 def solo_verifier_quick() -> HyperParameters:
     "The verifier of `graph_isomorphism_quick`, with nobody to ask; it plays as many games"
-    pair = graph_isomorphism_quick()
-    return pair.replace(
-        {
-            "interaction_protocol": "solo_verifier",
-            "agents": {"verifier": pair.agents["verifier"].to_dict()},
-            "rl.frames_per_batch": 256,
-        }
-    )
+    return graph_isomorphism_quick().replace(interaction_protocol="solo_verifier")
+
+
+@presets.register("zero_knowledge_quick")
+def zero_knowledge_quick() -> HyperParameters:
+    "`graph_isomorphism_quick` with zero knowledge: adversarial verifier and simulator choose what they ask"
+    asks = QUICK_VERIFIER | {"node_selector": "mlp"}
+    twins = {f"agents.{name}": asks for name in ("adversarial_verifier", "simulator")}
+    return graph_isomorphism_quick().replace({"protocol_common.zero_knowledge": True} | twins)
+
+
+@presets.register("parity_quick")
+def parity_quick() -> HyperParameters:
+    "One word about a row of blocks: learned in seconds, with any protocol"
+    one_word = {"max_message_rounds": 2, "min_message_rounds": 2}
+    return HyperParameters(
+        "parity", "vanilla_ppo", "parity4", "adp", protocol_common={"verifier_first": False},
+        nip_protocol=one_word, debate_protocol=one_word, mnip_protocol=one_word,
+        rl={"frames_per_batch": None, "rollouts_per_iteration": 256, "num_iterations": 60, "minibatch_size": 256, "lr": 3e-3,
+            "anneal_lr": True, "gamma": 1.0},
+        ppo={"entropy_eps": 0.01})  # fmt: skip
