@@ -33,7 +33,10 @@ _MODULES = {
     "solo": ["SoloAgentParameters"],
     "evaluation": ["evaluate", "Evaluation"],
     "comparison": ["compare", "Comparison"],
+    "evaluation": ["evaluate", "Evaluation"],
+    "comparison": ["compare", "Comparison"],
     "run": ["run_experiment", "prepare_experiment", "preset", "presets", "Result"],
+    "sweep": ["run_all"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = list(_HOME)

@@ -269,9 +269,10 @@ class Attack:
 
 
 def only_wrong(data: Dataset, verdict: int) -> Dataset:
-    "The instances on which `verdict` is wrong"
+    "The instances on which `verdict` is wrong; on none of them do provers change sides"
     rows = (data.td["y"].squeeze(-1) != verdict).nonzero().squeeze(-1)
-    return Dataset(data.td[rows], f"those of {data.description} on which {verdict} is wrong")
+    td = data.td[rows].copy().set("prover_stance", torch.ones_like(rows))
+    return Dataset(td, f"those of {data.description} on which {verdict} is wrong")
 
 
 def has_a_say(protocol, agents: list[str]) -> list[int]:

@@ -26,12 +26,18 @@ from .settings import generator
 from .trainer import register_trainer
 
 # %% auto #0
-__all__ = ['Tensors', 'ihvp_solvers', 'game_gradients', 'spg_variants', 'gradients', 'add', 'dot', 'DifferentiableGame',
+__all__ = ['spg_variants', 'ihvp_solvers', 'Tensors', 'game_gradients', 'gradients', 'add', 'dot', 'DifferentiableGame',
            'nystrom', 'conj_grad', 'neumann', 'one_step', 'best_response', 'response_term', 'lookahead_term', 'naive',
            'lola', 'spg', 'sos_scale', 'sos', 'sum_before', 'magic_box', 'twice_differentiable', 'returns_to_go',
            'less_round_mean', 'advantages_at_all_turns', 'SpgTrainer']
 
 # %% ../nbs/93b_stackelberg.ipynb #c005
+spg_variants = Registry(
+    "variant of Stackelberg policy gradients"
+)  # (game, params, generator) → ({agent: tensors}, statistics)
+ihvp_solvers = Registry("solver for inverse Hessians")  # (hvp, v, params, generator) → (H + ρI)⁻¹ v
+
+# %% ../nbs/93b_stackelberg.ipynb #c008
 Tensors = list[Tensor]
 
 
@@ -56,7 +62,7 @@ def add(a: Tensors, b: Tensors, scale: float = 1.0) -> Tensors:
 def dot(a: Tensors, b: Tensors) -> Tensor:
     return sum(((x * y).sum() for x, y in zip(a, b)), torch.zeros(()))
 
-# %% ../nbs/93b_stackelberg.ipynb #c007
+# %% ../nbs/93b_stackelberg.ipynb #c010
 @dataclass
 class DifferentiableGame:
     "Losses of agents, each a function of everybody's parameters"
@@ -84,35 +90,34 @@ class DifferentiableGame:
             self._known[of] = {a: [next(found) for _ in self.params[a]] for a in involved}
         return self._known[of][by]
 
-    def own(self, agent: str) -> Tensors:
-        "ξ: the gradient of the agent's own loss, by its own parameters"
-        return [g.detach() for g in self.gradient(agent, agent)]
-
-    def step(self, agent: str, direction: Tensors) -> Tensors:
-        "How far the agent goes along `direction`"
-        lr = self.lr[agent]
-        rates = lr if isinstance(lr, (list, tuple)) else [lr] * len(direction)
-        return [r * d for r, d in zip(rates, direction)]
-
 # %% ../nbs/93b_stackelberg.ipynb #c011
-ihvp_solvers = Registry(
-    "solver for inverse Hessians"
-)  # f(hvp, v, params: SpgParameters, generator) -> (H + ρI)⁻¹ v
+@patch
+def own(self: DifferentiableGame, agent: str) -> Tensors:
+    "ξ: the gradient of the agent's own loss, by its own parameters"
+    return [g.detach() for g in self.gradient(agent, agent)]
 
-# %% ../nbs/93b_stackelberg.ipynb #c013
+
+@patch
+def step(self: DifferentiableGame, agent: str, direction: Tensors) -> Tensors:
+    "How far the agent goes along `direction`"
+    lr = self.lr[agent]
+    rates = lr if isinstance(lr, (list, tuple)) else [lr] * len(direction)
+    return [r * d for r, d in zip(rates, direction)]
+
+# %% ../nbs/93b_stackelberg.ipynb #c016
 @ihvp_solvers.register("nystrom")
 def nystrom(hvp, v: Tensor, params: SpgParameters, generator: torch.Generator) -> Tensor:
     "From `ihvp_rank` random columns of H; exact at full rank"
     n, rho = len(v), params.ihvp_rho
     columns = torch.randperm(n, generator=generator)[: params.ihvp_rank].to(v.device)
     basis = torch.zeros(len(columns), n, dtype=v.dtype, device=v.device)
-    basis[torch.arange(len(columns)), columns] = 1
+    basis.scatter_(1, columns.unsqueeze(1), 1.0)
     C = torch.stack([hvp(e) for e in basis], 1).double()
     W = C[columns]
     small = rho / 2 * (W + W.mT) + C.mT @ C
     return ((v - C @ (torch.linalg.pinv(small, hermitian=True) @ (C.mT @ v.double()))) / rho).to(v.dtype)
 
-# %% ../nbs/93b_stackelberg.ipynb #c015
+# %% ../nbs/93b_stackelberg.ipynb #c018
 @ihvp_solvers.register("conj_grad")
 def conj_grad(hvp, v: Tensor, params: SpgParameters, generator: torch.Generator | None = None) -> Tensor:
     "`ihvp_num_iterations` steps of conjugate gradients, fewer where the curvature is negative or nothing is left to do"
@@ -128,7 +133,7 @@ def conj_grad(hvp, v: Tensor, params: SpgParameters, generator: torch.Generator 
         p = r + left / before * p
     return x
 
-# %% ../nbs/93b_stackelberg.ipynb #c017
+# %% ../nbs/93b_stackelberg.ipynb #c020
 @ihvp_solvers.register("neumann")
 def neumann(hvp, v: Tensor, params: SpgParameters, generator: torch.Generator | None = None) -> Tensor:
     "`ihvp_num_iterations` terms of the Neumann series, fewer where the curvature is negative"
@@ -141,7 +146,7 @@ def neumann(hvp, v: Tensor, params: SpgParameters, generator: torch.Generator | 
         x, r = x + r / scale, r - Ar / scale
     return x
 
-# %% ../nbs/93b_stackelberg.ipynb #c023
+# %% ../nbs/93b_stackelberg.ipynb #c028
 def one_step(game: DifferentiableGame, agent: str, w: Tensors) -> Tensors:
     "M w of a follower that takes a step of gradient descent"
     return game.step(agent, w)
@@ -156,7 +161,7 @@ def best_response(
     hvp = lambda flat: join(gradients(game.gradient(agent, agent), game.params[agent], shape(flat)))
     return shape(ihvp_solvers[params.ihvp_variant](hvp, join(w), params, generator))
 
-# %% ../nbs/93b_stackelberg.ipynb #c025
+# %% ../nbs/93b_stackelberg.ipynb #c030
 def response_term(game: DifferentiableGame, leader: str, respond=one_step) -> Tensors:
     "What the followers' responses add to the leader's gradient"
     groups = game.followers(leader)
@@ -170,7 +175,7 @@ def response_term(game: DifferentiableGame, leader: str, respond=one_step) -> Te
             w |= {a: [x - next(pulled) for x in w[a]] for a in earlier}
     return w[leader]
 
-# %% ../nbs/93b_stackelberg.ipynb #c027
+# %% ../nbs/93b_stackelberg.ipynb #c032
 def lookahead_term(game: DifferentiableGame, agent: str) -> Tensors:
     "What the followers' next steps change about the agent's own gradient"
     change = [torch.zeros_like(p) for p in game.params[agent]]
@@ -179,10 +184,8 @@ def lookahead_term(game: DifferentiableGame, agent: str) -> Tensors:
         change = add(change, moved, -1)
     return change
 
-# %% ../nbs/93b_stackelberg.ipynb #c029
-game_gradients = Registry(
-    "gradient of a game"
-)  # f(game, params: SpgParameters, generator) -> ({agent: tensors}, statistics)
+# %% ../nbs/93b_stackelberg.ipynb #c034
+game_gradients = Registry("gradient of a game")  # (game, params, generator) → ({agent: tensors}, statistics)
 
 
 @game_gradients.register("naive")
@@ -206,7 +209,7 @@ def spg(game: DifferentiableGame, params: SpgParameters, generator: torch.Genera
     respond = partial(best_response, params=params, generator=generator)
     return {a: add(game.own(a), response_term(game, a, respond)) for a in game.losses}, {}
 
-# %% ../nbs/93b_stackelberg.ipynb #c031
+# %% ../nbs/93b_stackelberg.ipynb #c036
 def sos_scale(xi: Tensors, xi_0: Tensors, shaping: Tensors, a: float, b: float) -> Tensor:
     "p of stable opponent shaping; `shaping` is −αχ"
     along, size = dot(shaping, xi_0), dot(xi, xi)
@@ -224,7 +227,7 @@ def sos(game: DifferentiableGame, params: SpgParameters, generator=None):
     p = sos_scale(*flat, params.sos_scaling_factor, params.sos_threshold_factor)
     return {a: add(xi_0[a], shaping[a], p) for a in xi}, {"sos_p": p}
 
-# %% ../nbs/93b_stackelberg.ipynb #c053
+# %% ../nbs/93b_stackelberg.ipynb #c058
 def sum_before(x: Tensor, game: Tensor) -> Tensor:
     "Sum of `x [N]` over earlier frames of the same game; frames are in order, and `game [N]` never falls"
     before = x.cumsum(0) - x
@@ -240,7 +243,7 @@ def twice_differentiable(gain: Tensor, score: Tensor, game: Tensor) -> Tensor:
     weight = magic_box(sum_before(score, game)).unsqueeze(-1)
     return -weight * (gain - gain.detach())
 
-# %% ../nbs/93b_stackelberg.ipynb #c059
+# %% ../nbs/93b_stackelberg.ipynb #c064
 def returns_to_go(
     reward: Tensor, value: Tensor, target: Tensor, turns: Tensor, done: Tensor, gamma: float
 ) -> tuple[Tensor, Tensor]:
@@ -259,7 +262,7 @@ def returns_to_go(
         seen = seen | turns[:, t]
     return togo, known
 
-# %% ../nbs/93b_stackelberg.ipynb #c063
+# %% ../nbs/93b_stackelberg.ipynb #c068
 def less_round_mean(x: Tensor, mask: Tensor, round: Tensor) -> Tensor:
     "`x [N agent]` less its mean over frames where `mask [N agent]` that have the same `round [N]`"
     sums, counts = x.new_zeros(2, int(round.max()) + 1, x.shape[1])
@@ -280,13 +283,12 @@ def advantages_at_all_turns(
         advantage = advantage / (masked_mean(advantage.square(), counts).sqrt() + 1e-8)
     return advantage
 
-# %% ../nbs/93b_stackelberg.ipynb #c065
-spg_variants = Registry("variant of Stackelberg policy gradients")  # Under its name: a gradient of a game
+# %% ../nbs/93b_stackelberg.ipynb #c070
 for _name, _direction in {"spg": spg, "lola": lola, "sos": sos}.items():
     spg_variants.register(_name, _direction, clipped=False)
     spg_variants.register({"lola": "pola"}.get(_name, f"p{_name}"), _direction, clipped=True)
 
-# %% ../nbs/93b_stackelberg.ipynb #c068
+# %% ../nbs/93b_stackelberg.ipynb #c073
 @register_trainer("spg")
 class SpgTrainer(VanillaPpoTrainer):
     "Stackelberg policy gradients, LOLA and stable opponent shaping"
@@ -306,27 +308,29 @@ class SpgTrainer(VanillaPpoTrainer):
         variant = self.hyper_params.spg.variant
         self.direction, self.clipped = spg_variants[variant], spg_variants.meta(variant)["clipped"]
 
-    def look_back(self, played: TensorDict, normalise: bool) -> TensorDict:
-        "Frames with `stake [N agent]`, the advantages at everybody's turns, and the number of the `game [N]`"
-        flat, agents, ended = super().look_back(played, normalise), played["agents"], played["done"]
-        frames = [agents[k] for k in ("reward", "value", "value_target", "turns")]
-        found = returns_to_go(*frames, ended, self.hyper_params.rl.gamma)
-        steps = steps_per_iteration(self.hyper_params, self.protocol)
-        togo, known = (x[:, :steps].flatten(0, 1) for x in found)
-        own, turns = flat["agents", "raw_advantage"], flat["agents", "turns"]
-        counts = known & (flat["agents", "acts"] & self.learning(flat)).any(-1, keepdim=True)
-        flat["agents", "stake"] = advantages_at_all_turns(own, togo, turns, counts, flat["round"], normalise)
-        begins = torch.cat([torch.ones_like(ended[:, :1]), ended[:, : steps - 1]], 1)
-        flat["game"] = begins.flatten().cumsum(0)
-        return flat
-
-# %% ../nbs/93b_stackelberg.ipynb #c070
+# %% ../nbs/93b_stackelberg.ipynb #c074
 @patch
 def learning(self: SpgTrainer, td: TensorDictBase) -> Tensor:
     "Who learns in this iteration: bool `[agent]`"
     return torch.tensor([a in self.learners() for a in self.agent_names], device=td.device)
 
 
+@patch
+def look_back(self: SpgTrainer, played: TensorDict, normalise: bool) -> TensorDict:
+    "Frames with `stake [N agent]`, the advantages at everybody's turns, and the number of the `game [N]`"
+    flat, agents, ended = RlTrainer.look_back(self, played, normalise), played["agents"], played["done"]
+    frames = [agents[k] for k in ("reward", "value", "value_target", "turns")]
+    found = returns_to_go(*frames, ended, self.hyper_params.rl.gamma)
+    steps = steps_per_iteration(self.hyper_params, self.protocol)
+    togo, known = (x[:, :steps].flatten(0, 1) for x in found)
+    own, turns = flat["agents", "raw_advantage"], flat["agents", "turns"]
+    counts = known & (flat["agents", "acts"] & self.learning(flat)).any(-1, keepdim=True)
+    flat["agents", "stake"] = advantages_at_all_turns(own, togo, turns, counts, flat["round"], normalise)
+    begins = torch.cat([torch.ones_like(ended[:, :1]), ended[:, : steps - 1]], 1)
+    flat["game"] = begins.flatten().cumsum(0)
+    return flat
+
+# %% ../nbs/93b_stackelberg.ipynb #c076
 @patch
 def minibatches(self: SpgTrainer, flat: TensorDict) -> list[Tensor]:
     "Rows of the frames `flat [N]`, in order, of random games"
@@ -339,7 +343,7 @@ def minibatches(self: SpgTrainer, flat: TensorDict) -> list[Tensor]:
     )
     return [torch.isin(game, some).nonzero().squeeze(-1) for some in drawn]
 
-# %% ../nbs/93b_stackelberg.ipynb #c072
+# %% ../nbs/93b_stackelberg.ipynb #c078
 @patch
 def objectives(self: SpgTrainer, batch: TensorDictBase, log_ratio: Tensor) -> Tensor:
     "Losses `[agent]` to be differentiated twice: 0, with the right derivatives"
@@ -368,7 +372,7 @@ def other_losses(
              "ESS": effective_sample_size(log_ratio, agents["acts"])}  # fmt: skip
     return turns * loss, {k: v.detach() for k, v in stats.items()}
 
-# %% ../nbs/93b_stackelberg.ipynb #c074
+# %% ../nbs/93b_stackelberg.ipynb #c080
 @patch
 def game_of(self: SpgTrainer, objectives: Tensor, learners: list[str]) -> DifferentiableGame:
     "The game of those who learn, in what makes their policies"
@@ -382,7 +386,7 @@ def game_of(self: SpgTrainer, objectives: Tensor, learners: list[str]) -> Differ
     rates = {a: [rate[id(p)] for p in ps] for a, ps in params.items()}
     return DifferentiableGame(losses, params, rates, [group for group in groups if group])
 
-
+# %% ../nbs/93b_stackelberg.ipynb #c082
 @patch
 def update(self: SpgTrainer, batch: TensorDictBase, learners: list[str]) -> dict[str, Tensor]:
     "One step of the optimiser"
@@ -407,12 +411,12 @@ def update(self: SpgTrainer, batch: TensorDictBase, learners: list[str]) -> dict
 @patch
 def sizes(self: SpgTrainer, game: DifferentiableGame, directions: dict[str, Tensors]) -> dict[str, Tensor]:
     "Norm `[agent]` of the objective's direction, and of what foresight changed about it, relative to the plain gradient"
-    norm = lambda x: dot(x, x).sqrt()
-    of = lambda f: torch.stack([f(a) if a in directions else torch.zeros(()) for a in self.agent_names])
+    norm, none = lambda x: dot(x, x).sqrt(), torch.zeros((), device=self.settings.device)
+    of = lambda f: torch.stack([f(a) if a in directions else none for a in self.agent_names])
     change = lambda a: norm(add(directions[a], game.own(a), -1)) / norm(game.own(a)).clamp(min=1e-12)
     return {"gradient_norm": of(lambda a: norm(directions[a])), "foresight": of(change)}
 
-# %% ../nbs/93b_stackelberg.ipynb #c076
+# %% ../nbs/93b_stackelberg.ipynb #c084
 @patch
 def improve(self: SpgTrainer, flat: TensorDict) -> dict[str, Tensor]:
     self.columns = generator(self.hyper_params.seed, "columns", self.iteration)

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import count
 
 from fastcore.meta import delegates
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .evaluation import evaluate
 from .parameters import HyperParameters, ParameterError

@@ -7,7 +7,18 @@ import torch
 from tqdm import tqdm
 
 from nip.comparison import compare
-from nip.evaluation import Attack, Evaluation, Measure, attacked, evaluate, find_run
+from nip.evaluation import (
+    Attack,
+    Evaluation,
+    Measure,
+    attack_parameters,
+    attacked,
+    evaluate,
+    find_run,
+    only_wrong,
+    player,
+    trained,
+)  # fmt: skip
 from nip.parameters import HyperParameters, ParameterError, protocol_handlers, trainers
 from nip.run import run_experiment
 
@@ -76,12 +87,37 @@ def test_what_is_not_kept_is_evaluated_too(tmp_path):
     assert compare(result).frame["run"].item() == "not kept"
 
 
-@pytest.mark.parametrize("changes", [{"agents.prover": {"is_random": True}}, {"agents.prover.use_manual_architecture": True},
-                                     {"agents.prover.freeze_agent": True}, {"protocol_common.shared_reward": True}])  # fmt: skip
-def test_attackers_learn_whatever_the_prover_was(tmp_path, changes):
-    found = evaluate(train(tmp_path, "one", **changes), **LEAST | {"attack_iterations": 0})
-    assert found.attacks == [] and "soundness_attacked" not in found.measures
-    assert len(evaluate(train(tmp_path, "two", **changes), attacks=2, **LEAST).attacks) == 2
+PROVERS = {
+    "random": {"agents.prover": {"is_random": True}},
+    "by hand": {"agents.prover.use_manual_architecture": True},
+    "frozen": {"agents.prover.freeze_agent": True},
+    "slow": {"agents.prover.agent_lr_factor": {"actor": 0.0, "critic": 0.0}},
+    "on the verifier's side": {"protocol_common.shared_reward": True},
+    "of two minds": {"protocol_common.randomize_prover_stance": True},
+}
+
+
+@pytest.mark.parametrize("kind", PROVERS)
+def test_attackers_learn_whatever_the_prover_was(tmp_path, kind):
+    t = trained(train(tmp_path, "one", **PROVERS[kind]), tqdm_func=QUIET)
+    data = tuple(only_wrong(d, 1) for d in t.datasets)
+    trainer = player(t, attack_parameters(t.hyper_params, ["prover"], 512, seed=0), data, ["verifier"])
+    state = trainer.state_of_play
+    assert set(state["y"].flatten().tolist()) == {0} and set(state["stance"].tolist()) == {1}
+    before = {k: v.clone() for k, v in trainer.instance.state_dict().items()}
+    games = trainer.collect()
+    over, paid = games["done"], games["agents", "reward"][..., trainer.agent_names.index("prover")]
+    assert paid[over].tolist() == (games["outcome"][over] == 1).float().tolist()
+    trainer.iterate()
+    moved = {k for k, v in trainer.instance.state_dict().items() if not torch.equal(v, before[k])}
+    assert {k.split(".")[0] for k in moved} == {"prover"}
+
+
+def test_several_attacks_or_none(tmp_path):
+    result = train(tmp_path, "one")
+    none = evaluate(result, **LEAST | {"attack_iterations": 0})
+    assert none.attacks == [] and "soundness_attacked" not in none.measures
+    assert [a.start for a in evaluate(result, attacks=2, **LEAST).attacks] == [0, 1]
 
 
 def test_the_best_attack_is_chosen_where_it_learned():
