@@ -130,7 +130,7 @@ def score(self: MessageRegressor, agent: str, played: TensorDictBase) -> float |
     with torch.no_grad():
         return ((reader([s[test] for s in said]) > 0) == y[test]).float().mean().item()
 
-
+# %% ../nbs/92a_message_regression.ipynb #c018
 @patch
 def reader_of(
     self: MessageRegressor, agent: str, said: list[Tensor]

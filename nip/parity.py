@@ -73,9 +73,10 @@ def draw_blocks(bits, marks: list[int] | None = None, ax=None):
     for block, pair in enumerate(bits.tolist()):
         for row, bit in enumerate(pair):
             ax.text(block, row, bit, ha="center", va="center")
-    for i, block in reversed(list(enumerate(marks or []))):
+    for block in set(marks or []):
+        turns = ", ".join(f"{i}." for i, named in enumerate(marks, 1) if named == block)
         ax.add_patch(Rectangle((block - 0.47, -0.47), 0.94, 1.94, fill=False, lw=2.5))
-        ax.text(block, -0.75, f"{i + 1}.", ha="center", weight="bold")
+        ax.text(block, -0.75, turns, ha="center", weight="bold")
     ax.set(xticks=range(len(bits)), yticks=[], ylim=(1.55, -1.1))
     ax.spines[:].set_visible(False)
     return ax

@@ -5,6 +5,7 @@
 # %% ../nbs/93a_reinforce.ipynb #c002
 from __future__ import annotations
 
+from fastcore.basics import patch
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -55,14 +56,14 @@ class ReinforceTrainer(RlTrainer):
         stats = {k: v.detach() for k, v in terms.items()} | {"entropy": masked_mean(entropy, acts).detach()}
         return sum(terms.values()) + self.direct_loss(batch), stats
 
-    def critic_terms(self, batch: TensorDictBase, entropy: Tensor) -> dict[str, Tensor]:
-        "Loss of the critic and entropy bonus, each `[agent]`"
-        agents, ppo, kind = batch["agents"], self.hyper_params.ppo, self.hyper_params.rl.loss_critic_type
-        critic = critic_loss(
-            agents["value"], agents["value_target"], kind, agents["old_value"], self.value_clip
-        )
-        mean = lambda x: masked_mean(x, agents["acts"])
-        return {
-            "loss_critic": ppo.critic_coef * mean(critic),
-            "loss_entropy": -ppo.entropy_eps * mean(entropy),
-        }
+# %% ../nbs/93a_reinforce.ipynb #c015
+@patch
+def critic_terms(self: ReinforceTrainer, batch: TensorDictBase, entropy: Tensor) -> dict[str, Tensor]:
+    "Loss of the critic and entropy bonus, each `[agent]`"
+    agents, ppo, kind = batch["agents"], self.hyper_params.ppo, self.hyper_params.rl.loss_critic_type
+    critic = critic_loss(agents["value"], agents["value_target"], kind, agents["old_value"], self.value_clip)
+    mean = lambda x: masked_mean(x, agents["acts"])
+    return {
+        "loss_critic": ppo.critic_coef * mean(critic),
+        "loss_entropy": -ppo.entropy_eps * mean(entropy),
+    }
