@@ -8,8 +8,8 @@ _MODULES = {
     "tracking": ["RunStore"],
     "parameters": ["HyperParameters", "AgentsParameters", "ParameterError", "Parameters", "param", "register_parameters"],
     "groups": [
-        "SpgParameters", "ReinforceParameters", "TextRlParameters", "PureTextEiParameters", "PureTextMaltParameters",
-        "ImageClassificationParameters", "CodeValidationParameters", "MessageRegressionParameters", "BaseRunParameters",
+        "TextRlParameters", "PureTextEiParameters", "PureTextMaltParameters", "ImageClassificationParameters",
+        "CodeValidationParameters", "BaseRunParameters",
     ],
     "protocols": [
         "CommonProtocolParameters", "NipProtocolParameters", "DebateProtocolParameters", "MnipProtocolParameters",
@@ -30,9 +30,10 @@ _MODULES = {
     "trainer": ["register_trainer"],
     "rl": ["RlTrainerParameters"],
     "ppo": ["CommonPpoParameters", "VanillaPpoParameters"],
+    "message_regression": ["MessageRegressionParameters", "register_message_regressor"],
+    "reinforce": ["ReinforceParameters"],
+    "stackelberg": ["SpgParameters"],
     "solo": ["SoloAgentParameters"],
-    "evaluation": ["evaluate", "Evaluation"],
-    "comparison": ["compare", "Comparison"],
     "evaluation": ["evaluate", "Evaluation"],
     "comparison": ["compare", "Comparison"],
     "run": ["run_experiment", "prepare_experiment", "preset", "presets", "Result"],

@@ -383,15 +383,18 @@ def imitation_of(protocol, p: TensorDict) -> dict[str, Tensor]:
     speaks = p["agents", "active"][:, :, adversary][..., own]  # [game time channel]
     turn, found = speaks.any(-1), {}
     decides = turn & protocol.decision_counts(p["round"], p["seed"])
-    like = lambda a, b: likeness(a.flatten(0, 1), b.flatten(0, 1)).view(turn.shape)
+    of = protocol.hyper_params.zk_protocol.likeness_of
+    like = lambda a, b, counts: likeness(a.flatten(0, 1), b.flatten(0, 1), counts.flatten(0, 1), of).view(
+        turn.shape
+    )
     for kind, counts in (("main_message", speaks), ("linear_message", speaks), ("decision", decides)):
         if f"{kind}_logits" in p["agents"].keys():
             a, b = twins(protocol, p, f"{kind}_logits")
             variation, agree = total_variation(a, b), (a.argmax(-1) == b.argmax(-1)).float()
             if kind != "decision":  # [game time channel position] → [game time channel]
                 variation, agree = variation.mean(-1), agree.mean(-1)
-                a, b = (x * speaks[..., None, None] for x in (a, b))
-            found |= {f"{kind}_cosine": over_time(like(a, b), decides if kind == "decision" else turn),
+            said = turn if kind == "decision" else speaks.unsqueeze(-1)
+            found |= {f"{kind}_cosine": over_time(like(a, b, said), decides if kind == "decision" else turn),
                       f"{kind}_variation": over_time(variation, counts), f"{kind}_likeliest": over_time(agree, counts)}  # fmt: skip
     return found
 

@@ -5,25 +5,52 @@
 # %% ../nbs/92a_message_regression.ipynb #c002
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from .groups import MessageRegressionParameters
 from .messages import MessageSpace
 from .networks import activations, make_mlp
-from .parameters import ParameterError
+from .parameters import ParameterError, Parameters, param, register_parameters
 from .registry import Registry
 from .rl import Observer, observers
 from .settings import derive_seed, generator, seeded
 
 # %% auto #0
-__all__ = ['message_regressors', 'CONVOLUTIONS', 'MIN_HELD_OUT', 'first_messages', 'is_held_out', 'register_message_regressor',
-           'MlpReader', 'CnnReader', 'MessageRegressor']
+__all__ = ['message_regressors', 'CONVOLUTIONS', 'MIN_HELD_OUT', 'register_message_regressor', 'MessageRegressionParameters',
+           'first_messages', 'is_held_out', 'MlpReader', 'CnnReader', 'MessageRegressor']
 
 # %% ../nbs/92a_message_regression.ipynb #c005
+message_regressors = Registry("message regressor")
+
+
+def register_message_regressor(name: str):
+    "Class decorator: make a reader available as `regression_method=name`; it is built from (parameters, example messages)"
+    return message_regressors.register(name)
+
+
+@register_parameters("message_regression")
+@dataclass
+class MessageRegressionParameters(Parameters):
+    "How much of the label is in an agent's first message, as a small network reads it"
+
+    enabled: bool = False  # Whether to ask
+    agents: tuple[str, ...] | None = None  # Of which agents; None: of all
+    regression_method: str = param("mlp", choices=message_regressors)  # The reader
+    test_size: float = param(0.2, gt=0, lt=1)  # Share of the messages held out
+    reset_on_fit: bool = True  # Start from scratch in every iteration
+    mlp_num_layers: int = param(2, ge=1)  # Layers of the reader
+    mlp_hidden_size: int = param(64, ge=1)  # Their width
+    mlp_activation: str = param("relu", choices=activations)  # Between them
+    mlp_num_epochs: int = param(10, ge=1)  # Passes over the messages
+    mlp_batch_size: int = param(512, ge=1)  # Messages per step
+    mlp_learning_rate: float = param(0.001, gt=0)  # Learning rate
+
+# %% ../nbs/92a_message_regression.ipynb #c007
 def first_messages(
     played: TensorDictBase, protocol, agent: str, spaces: list[MessageSpace]
 ) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -39,21 +66,13 @@ def first_messages(
     said = [s * spoken.view(*spoken.shape, *[1] * (s.ndim - 2)) for s in said]
     return [s.flatten(1, 2) for s in said], frames["y"].squeeze(-1), frames["id"]
 
-# %% ../nbs/92a_message_regression.ipynb #c007
+# %% ../nbs/92a_message_regression.ipynb #c009
 def is_held_out(ids: Tensor, share: float, seed: int) -> Tensor:
     "Which instances `ids [N]` are kept for scoring: bool `[N]`, about a `share` of them"
     mixed = (ids + 1 + seed % 2**31) * 0x2545F4914F6CDD1D >> 33
     return mixed % 10_000 < 10_000 * share
 
-# %% ../nbs/92a_message_regression.ipynb #c010
-message_regressors = Registry("message regressor")
-
-
-def register_message_regressor(name: str):
-    "Class decorator: make a reader available as `regression_method=name`; it is built from (parameters, example messages)"
-    return message_regressors.register(name)
-
-
+# %% ../nbs/92a_message_regression.ipynb #c012
 @register_message_regressor("mlp")
 class MlpReader(nn.Module):
     "Messages `[N channel·position *shape]` → log-odds `[N]`, by a network on all of them"
@@ -66,7 +85,7 @@ class MlpReader(nn.Module):
     def forward(self, said: list[Tensor]) -> Tensor:
         return self.mlp(torch.cat([s.flatten(1) for s in said], -1)).squeeze(-1)
 
-# %% ../nbs/92a_message_regression.ipynb #c012
+# %% ../nbs/92a_message_regression.ipynb #c014
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
@@ -86,7 +105,7 @@ class CnnReader(nn.Module):
         features = [self.activation(conv(s)).flatten(1) for conv, s in zip(self.convolutions, said)]
         return self.mlp(torch.cat(features, -1)).squeeze(-1)
 
-# %% ../nbs/92a_message_regression.ipynb #c015
+# %% ../nbs/92a_message_regression.ipynb #c017
 MIN_HELD_OUT = 10  # With fewer messages to score, there is no score
 
 
@@ -117,7 +136,7 @@ class MessageRegressor(Observer):
         found = {agent: self.score(agent, played) for agent in self.agents}
         return {f"{a}.message_regression_score": s for a, s in found.items() if s is not None}
 
-# %% ../nbs/92a_message_regression.ipynb #c017
+# %% ../nbs/92a_message_regression.ipynb #c019
 @patch
 def score(self: MessageRegressor, agent: str, played: TensorDictBase) -> float | None:
     "Share of held-out first messages of `agent` whose label is guessed; None where there are too few of them"
@@ -130,7 +149,7 @@ def score(self: MessageRegressor, agent: str, played: TensorDictBase) -> float |
     with torch.no_grad():
         return ((reader([s[test] for s in said]) > 0) == y[test]).float().mean().item()
 
-# %% ../nbs/92a_message_regression.ipynb #c018
+# %% ../nbs/92a_message_regression.ipynb #c020
 @patch
 def reader_of(
     self: MessageRegressor, agent: str, said: list[Tensor]

@@ -5,18 +5,21 @@
 # %% ../nbs/93a_reinforce.ipynb #c002
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from fastcore.basics import patch
 from tensordict import TensorDictBase
 from torch import Tensor
 
 from .combined import log_prob_and_entropy
 from .losses import critic_loss, masked_mean
+from .parameters import Parameters, register_parameters
 from .ppo import VanillaPpoTrainer
 from .rl import RlTrainer
 from .trainer import register_trainer
 
 # %% auto #0
-__all__ = ['reinforce_loss', 'ReinforceTrainer']
+__all__ = ['reinforce_loss', 'ReinforceParameters', 'ReinforceTrainer']
 
 # %% ../nbs/93a_reinforce.ipynb #c005
 def reinforce_loss(log_prob: Tensor, weight: Tensor) -> Tensor:
@@ -24,6 +27,14 @@ def reinforce_loss(log_prob: Tensor, weight: Tensor) -> Tensor:
     return -log_prob * weight.detach()
 
 # %% ../nbs/93a_reinforce.ipynb #c013
+@register_parameters("reinforce")
+@dataclass
+class ReinforceParameters(Parameters):
+    "REINFORCE"
+
+    use_advantage_and_critic: bool = False  # Weight by the advantage, with a critic; else by the reward to go
+
+# %% ../nbs/93a_reinforce.ipynb #c014
 @register_trainer("reinforce")
 class ReinforceTrainer(RlTrainer):
     "Every agent for itself, by the plain policy gradient"
@@ -56,7 +67,7 @@ class ReinforceTrainer(RlTrainer):
         stats = {k: v.detach() for k, v in terms.items()} | {"entropy": masked_mean(entropy, acts).detach()}
         return sum(terms.values()) + self.direct_loss(batch), stats
 
-# %% ../nbs/93a_reinforce.ipynb #c015
+# %% ../nbs/93a_reinforce.ipynb #c016
 @patch
 def critic_terms(self: ReinforceTrainer, batch: TensorDictBase, entropy: Tensor) -> dict[str, Tensor]:
     "Loss of the critic and entropy bonus, each `[agent]`"

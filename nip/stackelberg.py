@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .combined import log_prob_and_entropy
-from .groups import SpgParameters
 from .losses import critic_loss, effective_sample_size, kl_estimate, masked_mean
-from .parameters import ParameterError
+from .parameters import ParameterError, Parameters, param, register_parameters
 from .ppo import VanillaPpoTrainer
 from .protocol import build_protocol_handler
 from .registry import Registry
@@ -29,7 +28,7 @@ from .trainer import register_trainer
 __all__ = ['spg_variants', 'ihvp_solvers', 'Tensors', 'game_gradients', 'gradients', 'add', 'dot', 'DifferentiableGame',
            'nystrom', 'conj_grad', 'neumann', 'one_step', 'best_response', 'response_term', 'lookahead_term', 'naive',
            'lola', 'spg', 'sos_scale', 'sos', 'sum_before', 'magic_box', 'twice_differentiable', 'returns_to_go',
-           'less_round_mean', 'advantages_at_all_turns', 'SpgTrainer']
+           'less_round_mean', 'advantages_at_all_turns', 'SpgParameters', 'SpgTrainer']
 
 # %% ../nbs/93b_stackelberg.ipynb #c005
 spg_variants = Registry(
@@ -37,7 +36,7 @@ spg_variants = Registry(
 )  # (game, params, generator) → ({agent: tensors}, statistics)
 ihvp_solvers = Registry("solver for inverse Hessians")  # (hvp, v, params, generator) → (H + ρI)⁻¹ v
 
-# %% ../nbs/93b_stackelberg.ipynb #c008
+# %% ../nbs/93b_stackelberg.ipynb #c007
 Tensors = list[Tensor]
 
 
@@ -62,7 +61,7 @@ def add(a: Tensors, b: Tensors, scale: float = 1.0) -> Tensors:
 def dot(a: Tensors, b: Tensors) -> Tensor:
     return sum(((x * y).sum() for x, y in zip(a, b)), torch.zeros(()))
 
-# %% ../nbs/93b_stackelberg.ipynb #c010
+# %% ../nbs/93b_stackelberg.ipynb #c009
 @dataclass
 class DifferentiableGame:
     "Losses of agents, each a function of everybody's parameters"
@@ -90,7 +89,7 @@ class DifferentiableGame:
             self._known[of] = {a: [next(found) for _ in self.params[a]] for a in involved}
         return self._known[of][by]
 
-# %% ../nbs/93b_stackelberg.ipynb #c011
+# %% ../nbs/93b_stackelberg.ipynb #c010
 @patch
 def own(self: DifferentiableGame, agent: str) -> Tensors:
     "ξ: the gradient of the agent's own loss, by its own parameters"
@@ -104,7 +103,7 @@ def step(self: DifferentiableGame, agent: str, direction: Tensors) -> Tensors:
     rates = lr if isinstance(lr, (list, tuple)) else [lr] * len(direction)
     return [r * d for r, d in zip(rates, direction)]
 
-# %% ../nbs/93b_stackelberg.ipynb #c016
+# %% ../nbs/93b_stackelberg.ipynb #c015
 @ihvp_solvers.register("nystrom")
 def nystrom(hvp, v: Tensor, params: SpgParameters, generator: torch.Generator) -> Tensor:
     "From `ihvp_rank` random columns of H; exact at full rank"
@@ -117,7 +116,7 @@ def nystrom(hvp, v: Tensor, params: SpgParameters, generator: torch.Generator) -
     small = rho / 2 * (W + W.mT) + C.mT @ C
     return ((v - C @ (torch.linalg.pinv(small, hermitian=True) @ (C.mT @ v.double()))) / rho).to(v.dtype)
 
-# %% ../nbs/93b_stackelberg.ipynb #c018
+# %% ../nbs/93b_stackelberg.ipynb #c017
 @ihvp_solvers.register("conj_grad")
 def conj_grad(hvp, v: Tensor, params: SpgParameters, generator: torch.Generator | None = None) -> Tensor:
     "`ihvp_num_iterations` steps of conjugate gradients, fewer where the curvature is negative or nothing is left to do"
@@ -133,7 +132,7 @@ def conj_grad(hvp, v: Tensor, params: SpgParameters, generator: torch.Generator 
         p = r + left / before * p
     return x
 
-# %% ../nbs/93b_stackelberg.ipynb #c020
+# %% ../nbs/93b_stackelberg.ipynb #c019
 @ihvp_solvers.register("neumann")
 def neumann(hvp, v: Tensor, params: SpgParameters, generator: torch.Generator | None = None) -> Tensor:
     "`ihvp_num_iterations` terms of the Neumann series, fewer where the curvature is negative"
@@ -146,7 +145,7 @@ def neumann(hvp, v: Tensor, params: SpgParameters, generator: torch.Generator | 
         x, r = x + r / scale, r - Ar / scale
     return x
 
-# %% ../nbs/93b_stackelberg.ipynb #c028
+# %% ../nbs/93b_stackelberg.ipynb #c027
 def one_step(game: DifferentiableGame, agent: str, w: Tensors) -> Tensors:
     "M w of a follower that takes a step of gradient descent"
     return game.step(agent, w)
@@ -161,7 +160,7 @@ def best_response(
     hvp = lambda flat: join(gradients(game.gradient(agent, agent), game.params[agent], shape(flat)))
     return shape(ihvp_solvers[params.ihvp_variant](hvp, join(w), params, generator))
 
-# %% ../nbs/93b_stackelberg.ipynb #c030
+# %% ../nbs/93b_stackelberg.ipynb #c029
 def response_term(game: DifferentiableGame, leader: str, respond=one_step) -> Tensors:
     "What the followers' responses add to the leader's gradient"
     groups = game.followers(leader)
@@ -175,7 +174,7 @@ def response_term(game: DifferentiableGame, leader: str, respond=one_step) -> Te
             w |= {a: [x - next(pulled) for x in w[a]] for a in earlier}
     return w[leader]
 
-# %% ../nbs/93b_stackelberg.ipynb #c032
+# %% ../nbs/93b_stackelberg.ipynb #c031
 def lookahead_term(game: DifferentiableGame, agent: str) -> Tensors:
     "What the followers' next steps change about the agent's own gradient"
     change = [torch.zeros_like(p) for p in game.params[agent]]
@@ -184,7 +183,7 @@ def lookahead_term(game: DifferentiableGame, agent: str) -> Tensors:
         change = add(change, moved, -1)
     return change
 
-# %% ../nbs/93b_stackelberg.ipynb #c034
+# %% ../nbs/93b_stackelberg.ipynb #c033
 game_gradients = Registry("gradient of a game")  # (game, params, generator) → ({agent: tensors}, statistics)
 
 
@@ -209,7 +208,7 @@ def spg(game: DifferentiableGame, params: SpgParameters, generator: torch.Genera
     respond = partial(best_response, params=params, generator=generator)
     return {a: add(game.own(a), response_term(game, a, respond)) for a in game.losses}, {}
 
-# %% ../nbs/93b_stackelberg.ipynb #c036
+# %% ../nbs/93b_stackelberg.ipynb #c035
 def sos_scale(xi: Tensors, xi_0: Tensors, shaping: Tensors, a: float, b: float) -> Tensor:
     "p of stable opponent shaping; `shaping` is −αχ"
     along, size = dot(shaping, xi_0), dot(xi, xi)
@@ -227,7 +226,7 @@ def sos(game: DifferentiableGame, params: SpgParameters, generator=None):
     p = sos_scale(*flat, params.sos_scaling_factor, params.sos_threshold_factor)
     return {a: add(xi_0[a], shaping[a], p) for a in xi}, {"sos_p": p}
 
-# %% ../nbs/93b_stackelberg.ipynb #c058
+# %% ../nbs/93b_stackelberg.ipynb #c057
 def sum_before(x: Tensor, game: Tensor) -> Tensor:
     "Sum of `x [N]` over earlier frames of the same game; frames are in order, and `game [N]` never falls"
     before = x.cumsum(0) - x
@@ -243,7 +242,7 @@ def twice_differentiable(gain: Tensor, score: Tensor, game: Tensor) -> Tensor:
     weight = magic_box(sum_before(score, game)).unsqueeze(-1)
     return -weight * (gain - gain.detach())
 
-# %% ../nbs/93b_stackelberg.ipynb #c064
+# %% ../nbs/93b_stackelberg.ipynb #c063
 def returns_to_go(
     reward: Tensor, value: Tensor, target: Tensor, turns: Tensor, done: Tensor, gamma: float
 ) -> tuple[Tensor, Tensor]:
@@ -262,7 +261,7 @@ def returns_to_go(
         seen = seen | turns[:, t]
     return togo, known
 
-# %% ../nbs/93b_stackelberg.ipynb #c068
+# %% ../nbs/93b_stackelberg.ipynb #c067
 def less_round_mean(x: Tensor, mask: Tensor, round: Tensor) -> Tensor:
     "`x [N agent]` less its mean over frames where `mask [N agent]` that have the same `round [N]`"
     sums, counts = x.new_zeros(2, int(round.max()) + 1, x.shape[1])
@@ -283,10 +282,26 @@ def advantages_at_all_turns(
         advantage = advantage / (masked_mean(advantage.square(), counts).sqrt() + 1e-8)
     return advantage
 
-# %% ../nbs/93b_stackelberg.ipynb #c070
+# %% ../nbs/93b_stackelberg.ipynb #c069
 for _name, _direction in {"spg": spg, "lola": lola, "sos": sos}.items():
     spg_variants.register(_name, _direction, clipped=False)
     spg_variants.register({"lola": "pola"}.get(_name, f"p{_name}"), _direction, clipped=True)
+
+# %% ../nbs/93b_stackelberg.ipynb #c070
+@register_parameters("spg")
+@dataclass
+class SpgParameters(Parameters):
+    "Stackelberg policy gradient and its relatives"
+
+    variant: str = param("psos", choices=spg_variants)  # A leading p: with the clipped ratio of PPO
+    stackelberg_sequence: tuple[tuple[str, ...], ...] | None = None  # Groups of agents, leaders first
+    additional_lola_term: bool = True  # Add the term of LOLA that SPG leaves out
+    sos_scaling_factor: float = param(0.5, gt=0, lt=1)  # `a` of stable opponent shaping
+    sos_threshold_factor: float = param(0.1, gt=0, lt=1)  # `b` of stable opponent shaping
+    ihvp_variant: str = param("nystrom", choices=ihvp_solvers)  # How an inverse Hessian meets a vector
+    ihvp_num_iterations: int = param(5, ge=1)  # Iterations of its solver
+    ihvp_rank: int = param(5, ge=1)  # Rank of the Nyström approximation
+    ihvp_rho: float = param(0.1, gt=0)  # Its regularisation
 
 # %% ../nbs/93b_stackelberg.ipynb #c073
 @register_trainer("spg")

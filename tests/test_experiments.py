@@ -13,9 +13,8 @@ import torch
 from tqdm import tqdm
 
 from nip import HyperParameters, RunStore, build_scenario_instance, preset, run_experiment
-from nip.groups import IHVP_VARIANTS, SPG_VARIANTS
 from nip.parameters import ParameterError, protocol_handlers, trainers
-from nip.settings import ExperimentSettings
+from nip.stackelberg import ihvp_solvers, spg_variants
 from nip.trainer import TrainingError
 
 TINY = {"dataset": "test", "rl.num_iterations": 2, "rl.num_test_iterations": 1, "rl.frames_per_batch": 80}
@@ -148,8 +147,8 @@ VARIANTS = {
     "pretrained bodies": {"pretrain_agents": True},
     "normalised history": {"rl.normalize_observations": False, "agents._default.normalize_message_history": True},
     "reinforce with a critic": {"trainer": "reinforce", "reinforce.use_advantage_and_critic": True},
-    **{f"spg {variant}": {"trainer": "spg", "spg.variant": variant} for variant in SPG_VARIANTS},
-    **{f"spg by {name}": {"trainer": "spg", "spg.variant": "spg", "spg.ihvp_variant": name} for name in IHVP_VARIANTS},
+    **{f"spg {variant}": {"trainer": "spg", "spg.variant": variant} for variant in spg_variants},
+    **{f"spg by {name}": {"trainer": "spg", "spg.variant": "spg", "spg.ihvp_variant": name} for name in ihvp_solvers},
     "half an episode": {"rl.frames_per_batch": 48, "rl.steps_per_env_per_iteration": 3},
 }
 
