@@ -108,7 +108,9 @@ def test_every_trainer_on_graphs(trainer):
 
 
 def test_the_matrix_covers_the_registries():
-    assert {"adp", "debate", "merlin_arthur", "mnip", "multi_channel_test", "nip", "solo_verifier"} <= set(PROTOCOLS)
+    assert {"adp", "debate", "merlin_arthur", "mnip", "multi_channel_test", "nip", "solo_verifier"} <= set(
+        PROTOCOLS
+    )
     assert {"vanilla_ppo", "reinforce", "spg", "solo_agent"} <= set(TRAINERS)
 
 
@@ -139,16 +141,25 @@ VARIANTS = {
     },
     "dropout": {"agents": {"prover": {"num_gnn_layers": 1, "transformer_dropout": 0.5}}},
     "linear messages": {"include_linear_message_space": True, "message_size": 2, "d_linear_message_space": 3},
-    "random stances": {"protocol_common.randomize_prover_stance": True, "agents._default.node_selector": "likeness"},
+    "random stances": {
+        "protocol_common.randomize_prover_stance": True,
+        "agents._default.node_selector": "likeness",
+    },
     "message regression": {"message_regression.enabled": True},
     "hand-written prover": {"agents": {"prover": {"use_manual_architecture": True, "num_gnn_layers": 3}}},
     "hand-written verifier": {"agents": {"verifier": {"use_manual_architecture": True}}},
     "frozen prover": {"agents": {"prover": {"num_gnn_layers": 1, "freeze_agent": True}}},
     "pretrained bodies": {"pretrain_agents": True},
-    "normalised history": {"rl.normalize_observations": False, "agents._default.normalize_message_history": True},
+    "normalised history": {
+        "rl.normalize_observations": False,
+        "agents._default.normalize_message_history": True,
+    },
     "reinforce with a critic": {"trainer": "reinforce", "reinforce.use_advantage_and_critic": True},
     **{f"spg {variant}": {"trainer": "spg", "spg.variant": variant} for variant in spg_variants},
-    **{f"spg by {name}": {"trainer": "spg", "spg.variant": "spg", "spg.ihvp_variant": name} for name in ihvp_solvers},
+    **{
+        f"spg by {name}": {"trainer": "spg", "spg.variant": "spg", "spg.ihvp_variant": name}
+        for name in ihvp_solvers
+    },
     "half an episode": {"rl.frames_per_batch": 48, "rl.steps_per_env_per_iteration": 3},
 }
 
@@ -162,8 +173,17 @@ def test_variants_train(changes):
 
 
 RESTING = {
-    "schedule": {"update_schedule": {"_type": "ContiguousPeriodicUpdateSchedule", "period": 10, "start": 5, "stop": 6}},
-    "turns": {"update_schedule": {"_type": "AlternatingPeriodicUpdateSchedule", "period": 4, "first_agent_num_rounds": 3, "first_agent": False}},
+    "schedule": {
+        "update_schedule": {"_type": "ContiguousPeriodicUpdateSchedule", "period": 10, "start": 5, "stop": 6}
+    },
+    "turns": {
+        "update_schedule": {
+            "_type": "AlternatingPeriodicUpdateSchedule",
+            "period": 4,
+            "first_agent_num_rounds": 3,
+            "first_agent": False,
+        }
+    },
     "frozen": {"freeze_agent": True},
 }
 
@@ -172,8 +192,14 @@ RESTING = {
 @pytest.mark.parametrize("zero_knowledge", [False, True], ids=["plain", "zk"])
 @pytest.mark.parametrize("trainer", ["vanilla_ppo", "reinforce", "spg"])
 def test_a_resting_agent_keeps_its_weights(tmp_path, rest, zero_knowledge, trainer):
-    hyper_params = tiny("parity", trainer, **{"protocol_common.zero_knowledge": zero_knowledge, "nip_protocol.max_message_rounds": 3})
-    hyper_params = hyper_params.replace({f"agents.prover.{k}": v for k, v in rest.items()} | {"agents.prover.d_hidden": 3})
+    hyper_params = tiny(
+        "parity",
+        trainer,
+        **{"protocol_common.zero_knowledge": zero_knowledge, "nip_protocol.max_message_rounds": 3},
+    )
+    hyper_params = hyper_params.replace(
+        {f"agents.prover.{k}": v for k, v in rest.items()} | {"agents.prover.d_hidden": 3}
+    )
     start = build_scenario_instance(hyper_params).state_dict()
     end = run_experiment(hyper_params, run_store=tmp_path).scenario_instance.state_dict()
     moved = {k.split(".")[0] for k, v in start.items() if "norm" not in k and not torch.equal(v, end[k])}
@@ -231,7 +257,10 @@ REFUSED = {
     "dataset": {"dataset": "er_1000"},
     "pretrain_agents": {"trainer": "solo_agent", "pretrain_agents": True},
     "agents.prover": {"trainer": "solo_agent", "agents.prover.use_manual_architecture": True},
-    "message_regression.agents": {"message_regression.agents": ["provver"], "message_regression.enabled": True},
+    "message_regression.agents": {
+        "message_regression.agents": ["provver"],
+        "message_regression.enabled": True,
+    },
     "spg.stackelberg_sequence": {"trainer": "spg", "spg.stackelberg_sequence": [["verifier"]]},
     "agents.verifier.load_checkpoint_and_parameters": {
         "agents.verifier.load_checkpoint_and_parameters": True

@@ -69,9 +69,13 @@ def test_games_end_and_pay_what_they_promise(hyper_params, seed):
     verifier = protocol.agent_names.index("verifier")
     for _ in range(protocol.max_message_rounds):
         before = td
-        assert not (td["agents", "active"] & td["agents", "done"].unsqueeze(-1)).any(), "who is done is silent"
+        assert not (td["agents", "active"] & td["agents", "done"].unsqueeze(-1)).any(), (
+            "who is done is silent"
+        )
         for space in instance.message_spaces:
-            td["agents", space.name] = torch.randint(space.size, (16, protocol.num_agents, *env.message_shape(space)[:2]))
+            td["agents", space.name] = torch.randint(
+                space.size, (16, protocol.num_agents, *env.message_shape(space)[:2])
+            )
             td["agents", space.logits_key] = torch.randn(*td["agents", space.name].shape, space.size)
         td["agents", "decision"] = torch.randint(3, (16, protocol.num_agents))
         td["agents", "decision_logits"] = torch.randn(16, protocol.num_agents, 3)
@@ -80,7 +84,9 @@ def test_games_end_and_pay_what_they_promise(hyper_params, seed):
         assert (reward >= low - 1e-5).all() and (reward <= high + 1e-5).all()
         decides = td["agents", "done"][:, verifier] & ~before["agents", "done"][:, verifier]
         counts = protocol.decision_counts(before["round"], before["seed"])
-        assert not (decides & ~counts).any(), "a verdict counts in the verifier's turns, from min_message_rounds on"
+        assert not (decides & ~counts).any(), (
+            "a verdict counts in the verifier's turns, from min_message_rounds on"
+        )
         assert ((td["verdict"] != NO_DECISION) == td["agents", "done"][:, verifier]).all()
         done = td["done"].squeeze(-1)
         if not hyper_params.protocol_common.zero_knowledge:
@@ -108,7 +114,12 @@ def test_no_part_sees_what_its_agent_cannot(hyper_params):
         assert all(torch.equal(seen[k], same[k]) for k in seen)
 
 
-GAME = {"dataset": "parity3", "rl.frames_per_batch": None, "rl.rollouts_per_iteration": 8, "rl.num_normalization_steps": 8}
+GAME = {
+    "dataset": "parity3",
+    "rl.frames_per_batch": None,
+    "rl.rollouts_per_iteration": 8,
+    "rl.num_normalization_steps": 8,
+}
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -136,12 +147,17 @@ def test_forced_guesses_are_paid():
         handler = build_protocol_handler(hyper_params)
         for prover, verdict in handler.prover_verdicts.items():
             share = 0.5  # of instances whose label is the verdict that the prover argues for
-            assert metrics[f"test_{prover}.mean_episode_reward"] == pytest.approx(share, abs=0.02), (protocol, verdict == ACCEPT)
+            assert metrics[f"test_{prover}.mean_episode_reward"] == pytest.approx(share, abs=0.02), (
+                protocol,
+                verdict == ACCEPT,
+            )
 
 
 def test_a_zero_knowledge_game_names_all_its_agents():
     "Parameters for the two additional players are accepted with zero knowledge, and refused without"
     agents = {"simulator": {}, "adversarial_verifier": {"is_random": True}}
-    HyperParameters("parity", "vanilla_ppo", "parity3", "nip", protocol_common={"zero_knowledge": True}, agents=agents)
+    HyperParameters(
+        "parity", "vanilla_ppo", "parity3", "nip", protocol_common={"zero_knowledge": True}, agents=agents
+    )
     with pytest.raises(ParameterError, match="agents.*no such agent"):
         HyperParameters("parity", "vanilla_ppo", "parity3", "nip", agents=agents)
