@@ -12,6 +12,7 @@ def test_site_has_a_page_for_each_notebook():
         [sys.executable, ROOT / "tools" / "build_docs.py"], capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "broken link" not in done.stdout + done.stderr
     pages = {path.stem for path in (ROOT / "_docs").glob("*.html")}
     assert {"index", "protocol", "parameters", "graph_isomorphism", "run"} <= pages
     assert "turn_table" in (ROOT / "_docs" / "protocol.html").read_text(encoding="utf-8")

@@ -152,6 +152,7 @@ def relative_links():
         text = re.sub(
             r'^\s*"output-file: [^"]*",?\n', "", text, flags=re.M
         )  # which the page's name says by now
+        text = text.replace("](nbs/", f"]({up}")  # as the README has it
         path.write_text(re.sub(rf"{site}(?=[\w/.#-]+\.html)", up, text), encoding="utf-8")
 
 
