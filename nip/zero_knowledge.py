@@ -86,6 +86,7 @@ def is_agent_active_in_variant(
 
 @patch(as_prop=True)
 def agent_channel_visibility(self: ZeroKnowledge) -> list[tuple[str, str]]:
+    "Pairs (agent, channel): each copy of a channel is read by those who stand behind its readers"
     seen, pairs = (
         set(self.base.agent_channel_visibility),
         [(a, c) for a in self.agent_names for c in self.message_channel_names],
