@@ -40,7 +40,14 @@ class ExperimentSettings(Parameters):
     run_store: Any = None  # Where runs are written: a folder or a `RunStore`; None: ./runs
     run_id: str | None = None  # Name of the run
     allow_auto_generated_run_id: bool = False  # Make up a name where none is given
+    tags: tuple[str, ...] = ()  # Words to find the run by
+    group: str | None = None  # Runs that belong together
+    notes: str = ""  # What is worth remembering of the run
+    trackers: tuple[str, ...] = ()  # Who is told of the run, beside the run store: names as in `nip show`
     checkpoint_period: int = param(1000, ge=1)  # Iterations from checkpoint to checkpoint
+    checkpoint_minutes: float | None = param(1.0, ge=0)  # And minutes; None: however long it takes
+    keep_checkpoints: int = param(2, ge=1)  # How many are kept, of the last ones
+    keep_checkpoint_every: int | None = param(None, ge=1)  # Those of every so many iterations are kept, too
     do_not_load_checkpoint: bool = False  # Begin from the start even if the run has checkpoints
     num_rollout_samples: int = param(10, ge=0)  # Rollouts that are kept, each time
     rollout_sample_period: int = param(1000, ge=1)  # Iterations from one time to the next
@@ -65,6 +72,11 @@ class ExperimentSettings(Parameters):
 
     def check(self):
         check_device(self.device)
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        "All trackers that are told of the run"
+        return tuple(dict.fromkeys((*self.trackers, *(("wandb",) if self.use_wandb else ()))))
 
 # %% ../nbs/01_settings.ipynb #c006
 def check_device(device: str):

@@ -30,6 +30,7 @@ from typing import Any
 
 import yaml
 from fastcore.basics import patch
+from filelock import FileLock, Timeout
 from safetensors import torch as safetensors
 from torch import Tensor
 
@@ -137,14 +138,32 @@ def provenance(
 class Tracker:
     "Told about a run as it goes on; override what is of interest"
 
+    def prepare(self, run_id: str, store: "RunStore", hyper_params, settings):
+        "A run is asked for and nothing is written yet: refuse by an error, or bring its folder into `store`"
+
     def start(self, run: "Run", hyper_params, settings):
-        "The run begins"
+        "The run begins, or goes on"
 
     def log(self, step: int, metrics: Mapping[str, Any]):
         "There are new metrics"
 
+    def keep(self, kind: str, path: Path):
+        "There is a new file or folder in the run's folder; `kind` is `checkpoint` or `rollouts`, for example"
+
     def finish(self, status: str, metrics: Mapping[str, Any]):
         "The run ends: `finished`, `failed` or `interrupted`"
+
+    @classmethod
+    def fetch(
+        cls,
+        run_id: str,
+        folder: Path,  # Is not there yet, and is made
+        project: str | None = None,  # None: the tracker's default
+        entity: str | None = None,  # None: the tracker's default
+        version: str = "latest",  # Of the checkpoint
+    ) -> Path:
+        "Bring a run from where this tracker keeps it; `FileNotFoundError` if it is not there"
+        raise FileNotFoundError(f"{cls.__name__} keeps no runs")
 
 
 trackers = Registry("tracker")
@@ -219,10 +238,12 @@ class Run(RunFolder):
     def __init__(
         self,
         folder: str | Path,  # Made by `RunStore.create`
-        keep: int = 2,  # Checkpoints that are kept
+        keep_last: int = 2,  # Checkpoints that are kept
+        keep_every: int | None = None,  # And those of every so many steps
     ):
         super().__init__(folder)
-        self.id, self.keep, self.trackers, self.local = self.dir.name, keep, {}, LocalTracker()
+        self.id, self.keep_last, self.keep_every = self.dir.name, keep_last, keep_every
+        self.trackers, self.local = {}, LocalTracker()
         self.local.start(self, None, None)
 
     @cached_property
@@ -232,13 +253,37 @@ class Run(RunFolder):
 
     @property
     def status(self) -> str:
-        "How it ended: `finished`, `failed`, `interrupted`; `running` if it has not, or was killed"
-        return (self.read("result") or {}).get("status", "running")
+        "`finished`, `failed`, `interrupted`, `running`; `stopped` if its process is gone without a word"
+        status = (self.read("result") or {}).get("status", "running")
+        return "stopped" if status == "running" and not self.is_held else status
 
     def __repr__(self) -> str:
         return f"Run({self.id}: {self.status})"
 
 # %% ../nbs/03_tracking.ipynb #c022
+@patch
+def hold(self: Run, patience: float = 5.0) -> Run:  # Seconds to wait for another process
+    "Take the right to write; `finish` gives it back"
+    self._lock = FileLock(self.dir / ".lock")
+    try:
+        self._lock.acquire(timeout=patience, poll_interval=0.05)
+    except Timeout:
+        raise BlockingIOError(f"run {self.id!r} is being written by another process") from None
+    return self
+
+
+@patch(as_prop=True)
+def is_held(self: Run) -> bool:
+    "Whether some process has the right to write"
+    if not (self.dir / ".lock").exists():
+        return False
+    try:
+        with FileLock(self.dir / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+
+# %% ../nbs/03_tracking.ipynb #c024
 @patch
 def log(
     self: Run,
@@ -259,7 +304,13 @@ def _tell(self: Run, event: str, *args):
             self.logger.exception("tracker %s failed and is not told any more", name)
             del self.trackers[name]
 
-# %% ../nbs/03_tracking.ipynb #c023
+
+@patch
+def keep(self: Run, kind: str, path: Path):
+    "Tell trackers of a file or folder that is new in the run's folder"
+    self._tell("keep", kind, path)
+
+# %% ../nbs/03_tracking.ipynb #c025
 @patch(as_prop=True)
 def history(self: Run):
     "Metrics by step, as a data frame"
@@ -273,7 +324,7 @@ def history(self: Run):
         rows.setdefault(row.pop("step"), {}).update(row)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("step").sort_index()
 
-# %% ../nbs/03_tracking.ipynb #c027
+# %% ../nbs/03_tracking.ipynb #c029
 @patch
 def save_checkpoint(
     self: Run,
@@ -281,7 +332,7 @@ def save_checkpoint(
     tensors: Mapping[str, Tensor],  # Weights, moments of the optimiser, states of random generators
     state: Mapping[str, Any],  # The rest, as JSON can hold it
 ) -> Path:
-    "Keep what it takes to go on from here; older checkpoints than the last `keep` are removed"
+    "Keep what it takes to go on from here; checkpoints that need not be kept are removed"
     folder = self.dir / "checkpoints" / f"{step:06d}"
     partial, replaced = folder.with_name("partial"), folder.with_name("replaced")
     for rest in (partial, replaced):  # of a process that was killed
@@ -295,9 +346,10 @@ def save_checkpoint(
         folder.rename(replaced)
     partial.rename(folder)
     self._forget(but=step)
+    self.keep("checkpoint", folder)
     return folder
 
-# %% ../nbs/03_tracking.ipynb #c028
+# %% ../nbs/03_tracking.ipynb #c030
 @patch(as_prop=True)
 def checkpoints(self: Run) -> list[int]:
     "Steps of which there are checkpoints, in order"
@@ -307,8 +359,9 @@ def checkpoints(self: Run) -> list[int]:
 
 @patch
 def _forget(self: Run, but: int):
-    others = [step for step in self.checkpoints if step != but]
-    for old in others[: max(len(others) + 1 - self.keep, 0)]:
+    every = self.keep_every or math.inf
+    others = [step for step in self.checkpoints if step != but and step % every]
+    for old in others[: max(len(others) + 1 - self.keep_last, 0)]:
         shutil.rmtree(self.dir / "checkpoints" / f"{old:06d}", ignore_errors=True)
     shutil.rmtree(self.dir / "checkpoints" / "replaced", ignore_errors=True)
 
@@ -327,7 +380,7 @@ def _read_checkpoint(self: Run, step: int) -> tuple[dict[str, Tensor], dict[str,
         damage = "state.json cannot be read"
     raise ValueError(f"checkpoint {folder.name} of run {self.id} is damaged: {damage}")
 
-# %% ../nbs/03_tracking.ipynb #c029
+# %% ../nbs/03_tracking.ipynb #c031
 @patch
 def latest_checkpoint(self: Run) -> int | None:
     "Step of the last sound checkpoint; None if there is none"
@@ -352,7 +405,22 @@ def load_checkpoint(
         raise FileNotFoundError(f"run {self.id} has no {asked}; there are {self.checkpoints or 'none'}")
     return self._read_checkpoint(found)
 
-# %% ../nbs/03_tracking.ipynb #c033
+# %% ../nbs/03_tracking.ipynb #c035
+@patch
+def rewind(
+    self: Run,
+    step: int = 0,  # Where to go on from; 0: from the very beginning
+):
+    "Forget the metrics of steps from `step` on, and checkpoints after it"
+    file = self.dir / "metrics.jsonl"
+    lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
+    kept = [line + b"\n" for line in lines if json.loads(line)["step"] < step]
+    if len(kept) < len(lines):
+        atomic_write(file, b"".join(kept))
+    for late in (c for c in self.checkpoints if c > step):
+        shutil.rmtree(self.dir / "checkpoints" / f"{late:06d}", ignore_errors=True)
+
+# %% ../nbs/03_tracking.ipynb #c038
 @patch
 def finish(
     self: Run,
@@ -366,8 +434,10 @@ def finish(
         self.__dict__.pop("_metrics").close()
     if "logger" in self.__dict__:
         self.__dict__.pop("logger").handlers[0].close()
+    if "_lock" in self.__dict__:
+        self.__dict__.pop("_lock").release()
 
-# %% ../nbs/03_tracking.ipynb #c035
+# %% ../nbs/03_tracking.ipynb #c040
 @patch
 def _repr_html_(self: Run) -> str:
     metrics, history = (self.read("result") or {}).get("metrics"), self.history
@@ -378,7 +448,7 @@ def _repr_html_(self: Run) -> str:
     rows = [[escape(name), escape(number(metrics[name]))] for name in shown]
     return html_table(["metric", "value"], rows, f"{self.id}: {self.status}, {len(history)} steps")
 
-# %% ../nbs/03_tracking.ipynb #c038
+# %% ../nbs/03_tracking.ipynb #c043
 class RunStore:
     "A folder of runs"
 
@@ -390,23 +460,21 @@ class RunStore:
             root.root if isinstance(root, RunStore) else Path(root or os.environ.get("NIP_RUNS") or "runs")
         )
 
-    def _claim(self, run_id: str | None, hyper_params: Mapping[str, Any]) -> Path:
+    def name(self, run_id: str | None, hyper_params: Mapping[str, Any]) -> str:
+        "`run_id`, or a new name made up of scenario, protocol, trainer and time"
         if run_id is not None and not re.fullmatch(r"\w[\w.-]*", run_id):
             raise ValueError(f"a run id is made of letters, digits, '_', '-' and '.': not {run_id!r}")
         name = "-".join(str(hyper_params.get(k, k)) for k in ("scenario", "interaction_protocol", "trainer"))
-        stamp = lambda: f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-        while True:
-            folder = self.root / (run_id or f"{name}-{stamp()}")
-            try:
-                folder.mkdir(parents=True)
-                return folder
-            except FileExistsError:
-                if run_id is not None:
-                    raise FileExistsError(
-                        f"run {run_id!r} exists in {self.root}; choose another run_id"
-                    ) from None
+        return run_id or f"{name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
-# %% ../nbs/03_tracking.ipynb #c039
+    def _claim(self, run_id: str) -> Path:
+        try:
+            (self.root / run_id).mkdir(parents=True)
+        except FileExistsError:
+            raise FileExistsError(f"run {run_id!r} exists in {self.root}; choose another run_id") from None
+        return self.root / run_id
+
+# %% ../nbs/03_tracking.ipynb #c044
 @patch
 def create(
     self: RunStore,
@@ -417,21 +485,36 @@ def create(
     told: Iterable[str] = (),  # Names of trackers besides `local`
 ) -> Run:
     "A new run"
-    params = plain(hyper_params)
-    run = Run(self._claim(run_id, params))
+    params, told = plain(hyper_params), {name: trackers[name]() for name in told if name != "local"}
+    run_id = self.name(run_id, params)
+    for tracker in told.values():
+        tracker.prepare(run_id, self, hyper_params, settings)
+    run = Run(self._claim(run_id)).hold()
     run.write("settings", plain(settings) if settings is not None else {})
     run.write("versions", provenance(command))
-    run.write("result", {"status": "running", "metrics": {}})
     atomic_write(run.dir / "hyper_params.yaml", yaml.safe_dump(params, sort_keys=False, allow_unicode=True))
-    run.trackers = {name: trackers[name]() for name in told if name != "local"}
-    run._tell("start", run, hyper_params, settings)
-    return run
+    return run.begin(told, hyper_params, settings)
 
-# %% ../nbs/03_tracking.ipynb #c040
+
+@patch
+def begin(self: Run, told: Mapping[str, Tracker], hyper_params, settings) -> Run:
+    "The run is running, and its trackers know"
+    self.write("result", {"status": "running", "metrics": {}})
+    self.trackers = dict(told)
+    for tracker in told.values():
+        tracker.start(self, hyper_params, settings)
+    return self
+
+# %% ../nbs/03_tracking.ipynb #c045
+@patch
+def __contains__(self: RunStore, run_id: str) -> bool:
+    return (self.root / run_id / "hyper_params.yaml").exists()
+
+
 @patch
 def open(self: RunStore, run_id: str) -> Run:
     "A run that is there"
-    if not (self.root / run_id / "hyper_params.yaml").exists():
+    if run_id not in self:
         raise FileNotFoundError(f"there is no run {run_id!r} in {self.root}")
     return Run(self.root / run_id)
 
@@ -442,7 +525,7 @@ def ids(self: RunStore) -> list[str]:
     files = [(p.stat().st_mtime, p.parent.name) for p in self.root.glob("*/hyper_params.yaml")]
     return [name for _, name in sorted(files)]
 
-# %% ../nbs/03_tracking.ipynb #c044
+# %% ../nbs/03_tracking.ipynb #c049
 @patch
 def _repr_html_(self: RunStore) -> str:
     rows = []
