@@ -61,6 +61,15 @@ class Environment(EnvBase):
         self.cycler = DataCycler(len(self.dataset), seed)
         self.episode_seeds = generator(seed, "episode seeds")
 
+    def progress(self) -> dict:
+        "Where the order of the data and the random numbers stand"
+        return {"data": self.cycler.state_dict(), "episode_seeds": self.episode_seeds.get_state()}
+
+    def go_on(self, progress: dict) -> None:
+        "Go on from there"
+        self.cycler.load_state_dict(progress["data"])
+        self.episode_seeds.set_state(progress["episode_seeds"])
+
 # %% ../nbs/70_environment.ipynb #c006
 @patch
 def _make_specs(self: Environment) -> None:

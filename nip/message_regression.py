@@ -19,6 +19,7 @@ from .parameters import ParameterError, Parameters, param, register_parameters
 from .registry import Registry
 from .rl import Observer, observers
 from .settings import derive_seed, generator, seeded
+from .trainer import load_optimiser
 
 # %% auto #0
 __all__ = ['message_regressors', 'CONVOLUTIONS', 'MIN_HELD_OUT', 'register_message_regressor', 'MessageRegressionParameters',
@@ -120,6 +121,7 @@ class MessageRegressor(Observer):
         chosen = self.params.agents
         self.agents = protocol.agent_names if chosen is None else list(chosen)
         self.readers: dict[str, tuple[nn.Module, torch.optim.Optimizer]] = {}
+        self.before: dict[str, dict] = {}  # States of readers of a run that goes on
 
     @classmethod
     def is_wanted(cls, hyper_params) -> bool:
@@ -131,6 +133,16 @@ class MessageRegressor(Observer):
             if name not in protocol.agent_names:
                 why = f"protocol {hyper_params.interaction_protocol!r} has no such agent"
                 raise ParameterError("message_regression.agents", name, why, protocol.agent_names)
+
+    def state(self) -> dict:
+        last = {} if self.params.reset_on_fit else self.readers
+        now = {
+            a: {"reader": r.state_dict(), "moments": o.state_dict()["state"]} for a, (r, o) in last.items()
+        }
+        return self.before | now
+
+    def load_state(self, state: dict) -> None:
+        self.before = state  # readers are made when there are messages to make them for
 
     def scores(self, played: TensorDictBase) -> dict[str, float]:
         found = {agent: self.score(agent, played) for agent in self.agents}
@@ -159,6 +171,9 @@ def reader_of(
     if p.reset_on_fit or agent not in self.readers:
         reader = message_regressors[p.regression_method](p, said).to(said[0].device)
         self.readers[agent] = reader, torch.optim.Adam(reader.parameters(), lr=p.mlp_learning_rate)
+        if before := self.before.pop(agent, None):
+            reader.load_state_dict(before["reader"])
+            load_optimiser(self.readers[agent][1], before["moments"])
     return self.readers[agent]
 
 

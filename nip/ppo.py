@@ -110,3 +110,10 @@ class VanillaPpoTrainer(RlTrainer):
         adapt = lambda beta, kl: adapt_beta(beta, kl, p.kl_target, p.kl_decrement, p.kl_increment)
         adapted = [adapt(*pair) for pair in zip(self.beta.tolist(), losses["kl_divergence"].tolist())]
         self.beta = torch.tensor(adapted, device=self.beta.device)
+
+    def state(self) -> dict:
+        return super().state() | {"beta": self.beta}
+
+    def load_state(self, state: dict) -> None:
+        super().load_state(state)
+        self.beta = state["beta"].to(self.settings.device)

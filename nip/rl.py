@@ -22,6 +22,7 @@ from .networks import ObservationNorm, RunningNorm, gathering_statistics, learni
 from .parameters import ParameterError, Parameters, param, register_parameters
 from .protocol import build_protocol_handler
 from .registry import Registry
+from .rollouts import save_rollouts
 from .settings import generator, seeded
 from nip.statistics import (
     confidence_interval,
@@ -32,7 +33,7 @@ from nip.statistics import (
     std,
     verdict_statistics,
 )
-from .trainer import Trainer, TrainingError
+from .trainer import Trainer, TrainingError, load_optimiser
 
 # %% auto #0
 __all__ = ['observers', 'RlTrainerParameters', 'Observer', 'observers_of', 'steps_per_iteration', 'RlTrainer', 'make_optimiser']
@@ -94,6 +95,13 @@ class Observer:
     def scores(self, played: TensorDictBase) -> dict[str, float]:
         "Metrics of the frames `[B time]` of an iteration"
         raise NotImplementedError
+
+    def state(self) -> dict:
+        "What it needs to go on, as nested dicts; nothing, if it looks at every iteration afresh"
+        return {}
+
+    def load_state(self, state: dict) -> None:
+        "Go on from there"
 
 
 def observers_of(hyper_params) -> list[type[Observer]]:
@@ -434,6 +442,7 @@ def iterate(self: RlTrainer) -> dict[str, float]:
     stats = self.game_statistics(recorded) | self.loss_statistics(flat, losses)
     for observer in self.observers:
         stats |= observer.scores(recorded)
+    self.played = recorded
     return stats
 
 
@@ -543,6 +552,7 @@ def test_rollouts(self: RlTrainer, passes: int | None = None, chunk: int = 1000)
 @patch
 def test(self: RlTrainer) -> dict[str, float]:
     pieces = self.test_rollouts()
+    self.played = pieces[0]
     stats = [self.game_statistics(p) for p in pieces]
     played = {k: torch.cat([p[k][p["done"]] for p in pieces]) for k in ("outcome", "y", "id")}
     y = played["y"].squeeze(-1)
@@ -553,13 +563,39 @@ def test(self: RlTrainer) -> dict[str, float]:
 
 # %% ../nbs/92_rl.ipynb #c034
 @patch
-def state(self: RlTrainer) -> tuple[dict, dict]:
-    tensors = {f"agents/{k}": v for k, v in self.instance.state_dict().items()}
-    if self.optimiser is not None:
-        for i, s in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser/{i}/{k}": v for k, v in s.items()}
-    tensors |= {
-        f"random/{k}": g.get_state()
-        for k, g in (("actions", self.sampler.generator), ("minibatches", self.shuffle))
+def keep_samples(self: RlTrainer, name: str) -> None:
+    if self.settings.num_rollout_samples:
+        games = self.played[: self.settings.num_rollout_samples]
+        save_rollouts(self.run, name, games, self.protocol, self.spaces)
+
+
+@patch
+def generators(self: RlTrainer) -> dict[str, torch.Generator]:
+    return {"actions": self.sampler.generator, "minibatches": self.shuffle}
+
+
+@patch
+def state(self: RlTrainer) -> dict:
+    games = self.state_of_play.flatten_keys("/")
+    return Trainer.state(self) | {
+        "optimiser": self.optimiser.state_dict()["state"] if self.optimiser else {},
+        "random": {name: g.get_state() for name, g in self.generators().items()},
+        "games": dict(games.items()),
+        "environment": self.instance.train_environment.progress(),
+        "observers": {str(i): observer.state() for i, observer in enumerate(self.observers)},
     }
-    return tensors, {"iteration": self.iteration}
+
+
+@patch
+def load_state(self: RlTrainer, state: dict) -> None:
+    Trainer.load_state(self, state)
+    if self.optimiser:
+        load_optimiser(self.optimiser, state["optimiser"])
+    for name, g in self.generators().items():
+        g.set_state(state["random"][name])
+    self.state_of_play = TensorDict(
+        state["games"], self.state_of_play.batch_size, device=self.state_of_play.device
+    )
+    self.instance.train_environment.go_on(state["environment"])
+    for i, observer in enumerate(self.observers):
+        observer.load_state(state["observers"].get(str(i), {}))

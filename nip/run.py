@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import sys
 import traceback
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 import torch
 from fastcore.basics import patch
@@ -18,14 +20,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .parameters import HyperParameters, ParameterError, trainers
 from .pretraining import pretrain
 from .registry import Registry
+from .runs import find_run
 from .scenario import ScenarioInstance, build_scenario_instance
 from .settings import ExperimentSettings
 from .tracking import Run, RunStore
 
 # %% auto #0
-__all__ = ['presets', 'QUICK', 'QUICK_VERIFIER', 'QUICK_PROVER', 'Result', 'check_settings', 'run_experiment', 'Preparation',
-           'prepare_experiment', 'preset', 'graph_isomorphism_quick', 'solo_verifier_quick', 'zero_knowledge_quick',
-           'parity_quick']
+__all__ = ['presets', 'QUICK', 'QUICK_VERIFIER', 'QUICK_PROVER', 'Result', 'may_go_on', 'begin', 'run_experiment', 'settings_of',
+           'resume_experiment', 'Preparation', 'prepare_experiment', 'preset', 'graph_isomorphism_quick',
+           'solo_verifier_quick', 'zero_knowledge_quick', 'parity_quick']
 
 # %% ../nbs/98_run.ipynb #c005
 @dataclass
@@ -87,17 +90,6 @@ def _attention(settings: ExperimentSettings):
         yield
 
 
-def check_settings(settings: ExperimentSettings) -> None:
-    "Raise `ParameterError` for settings that ask for what is not available"
-    if settings.use_wandb:
-        raise ParameterError(
-            "use_wandb",
-            True,
-            "is not available in this version: runs are kept in the local run store",
-            [False],
-        )
-
-
 @contextmanager
 def _recorded(run: Run | None):
     "Write down how a run ended, also where it fails"
@@ -105,38 +97,77 @@ def _recorded(run: Run | None):
         yield
     except BaseException as error:
         if run:
-            run.logger.error(traceback.format_exc())
-            run.finish("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", {})
+            with suppress(OSError):  # a full disk: what is on it stays, and the run can be gone on with
+                run.logger.error(traceback.format_exc())
+                run.finish("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", {})
         raise
 
+# %% ../nbs/98_run.ipynb #c011
+def may_go_on(run: Run, hyper_params: HyperParameters) -> None:
+    "Raise an error if `run` is finished, or one of other hyper-parameters"
+    if run.status == "finished":
+        raise FileExistsError(f"run {run.id!r} is finished; choose another run_id")
+    there = HyperParameters.from_dict(run.hyper_params).diff(hyper_params)
+    if there:
+        some = "; ".join(
+            f"{path} is {old!r} there and {new!r} now" for path, (old, new) in list(there.items())[:5]
+        )
+        raise ParameterError("run_id", run.id, f"is the name of a run with other hyper-parameters: {some}")
 
+
+def begin(hyper_params: HyperParameters, settings: ExperimentSettings) -> Run | None:
+    "The record of the run, a new one or one to go on with; None for a test run"
+    if settings.test_run:
+        return None
+    store, check = RunStore(settings.run_store), partial(may_go_on, hyper_params=hyper_params)
+    afresh = settings.do_not_load_checkpoint
+    return store.begin(
+        hyper_params, settings, settings.run_id, " ".join(sys.argv), settings.told, check, afresh
+    )
+
+# %% ../nbs/98_run.ipynb #c012
 @delegates(ExperimentSettings)
 def run_experiment(hyper_params: HyperParameters, **kwargs) -> Result:
     "Build, train, test and record the experiment that `hyper_params` describe; other arguments make `ExperimentSettings`"
     settings = ExperimentSettings(**kwargs)
-    check_settings(settings)
     hyper_params.validate()
-    run = (
-        None
-        if settings.test_run
-        else RunStore(settings.run_store).create(
-            hyper_params, settings, settings.run_id, command=" ".join(sys.argv)
-        )
-    )
+    run = begin(hyper_params, settings)
     with _recorded(run), _threads(settings.num_threads), _attention(settings):
         instance = build_scenario_instance(hyper_params, settings)
-        hooks = (run.log, run.save_checkpoint) if run else (None, None)
-        trainer = trainers[hyper_params.trainer](instance, *hooks)
-        before = pretrain(instance) if hyper_params.pretrain_agents else {}
-        if run and before:
-            run.log(0, before)
-        metrics = before | trainer.train()
+        trainer = trainers[hyper_params.trainer](instance, run)
+        if hyper_params.pretrain_agents and not (run and run.start is not None):
+            trainer.before = pretrain(instance)
+        metrics = trainer.train()
         status = "interrupted" if trainer.stop else "finished"
         if run:
             run.finish(status, metrics)
     return Result(metrics, instance, run, status, trainer)
 
-# %% ../nbs/98_run.ipynb #c011
+# %% ../nbs/98_run.ipynb #c014
+def settings_of(run: Run) -> dict:
+    "The settings with which a run was last run, as far as a file can hold them"
+    elsewhere = (
+        "run_store",
+        "run_id",
+        "logger",
+        "profiler",
+        "tqdm_func",
+        "global_tqdm_step_fn",
+        "do_not_load_checkpoint",
+    )
+    there = run.read("settings") or {}
+    return {k: v for k, v in there.items() if k in ExperimentSettings._specs() and k not in elsewhere}
+
+
+@delegates(ExperimentSettings)
+def resume_experiment(run: Run | str | Path, **kwargs) -> Result:
+    "Go on with a run that has stopped: itself, its name or its folder; other arguments change its `ExperimentSettings`"
+    run = find_run(run, kwargs.pop("run_store", None))
+    settings = settings_of(run) | {"allow_resuming_wandb_run": True} | kwargs
+    hyper_params = HyperParameters.from_dict(run.hyper_params)
+    return run_experiment(hyper_params, run_store=run.dir.parent, run_id=run.id, **settings)
+
+# %% ../nbs/98_run.ipynb #c016
 @dataclass
 class Preparation:
     "What a run would be"
@@ -158,7 +189,7 @@ def prepare_experiment(hyper_params: HyperParameters, **kwargs) -> Preparation:
     total = trainers[hyper_params.trainer].num_iterations(hyper_params)
     return Preparation(instance, total, {a: agent.num_parameters for a, agent in instance.agents.items()})
 
-# %% ../nbs/98_run.ipynb #c013
+# %% ../nbs/98_run.ipynb #c018
 presets = Registry("preset")
 
 

@@ -17,7 +17,7 @@ from .parameters import ParameterError, Parameters, param, register_parameters
 from .protocol import build_protocol_handler
 from .settings import generator, seeded
 from .statistics import confidence_interval
-from .trainer import Trainer, TrainingError, register_trainer
+from .trainer import Trainer, TrainingError, load_optimiser, register_trainer
 
 # %% auto #0
 __all__ = ['SoloAgentParameters', 'can_learn', 'SoloAgentTrainer']
@@ -58,8 +58,8 @@ class SoloAgentTrainer(Trainer):
     def num_iterations(cls, hyper_params) -> int:
         return hyper_params.solo_agent.num_epochs
 
-    def __init__(self, instance, on_metrics=None, save=None, pupils: list[str] | None = None):
-        super().__init__(instance, on_metrics, save)
+    def __init__(self, instance, run=None, pupils: list[str] | None = None):
+        super().__init__(instance, run)
         self.pupils = pupils or can_learn(
             self.hyper_params, instance.agents
         )  # Names of the agents that are trained
@@ -100,6 +100,15 @@ class SoloAgentTrainer(Trainer):
         stats = {f"{n}.train_loss": loss for n, (loss, _) in epoch.items()}
         stats |= {f"{n}.train_accuracy": right.mean().item() for n, (_, right) in epoch.items()}
         return stats | {"mean_accuracy": sum(r.mean().item() for _, r in epoch.values()) / len(epoch)}
+
+    def state(self) -> dict:
+        moments = self.optimiser.state_dict()["state"]
+        return super().state() | {"optimiser": moments, "random": self.shuffle.get_state()}
+
+    def load_state(self, state: dict) -> None:
+        super().load_state(state)
+        load_optimiser(self.optimiser, state["optimiser"])
+        self.shuffle.set_state(state["random"])
 
     def test(self) -> dict[str, float]:
         n = len(self.instance.test_dataset)

@@ -9,16 +9,25 @@ import math
 import signal
 import threading
 from contextlib import contextmanager
+from copy import deepcopy
+from time import monotonic
 
+import torch
 from fastcore.basics import patch
+from torch import Tensor
 
 from .parameters import ParameterError, trainers
 from .scenario import ScenarioInstance
+from .tracking import Run
 
 # %% auto #0
-__all__ = ['StopRequest', 'TrainingError', 'Trainer', 'register_trainer']
+__all__ = ['SIGNALS', 'StopRequest', 'split_state', 'join_state', 'load_optimiser', 'check_same_device', 'TrainingError',
+           'Trainer', 'register_trainer']
 
 # %% ../nbs/90_trainer.ipynb #c005
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # A person, or a cluster's scheduler, wants the machine back
+
+
 class StopRequest:
     "Set by the first interrupt; the loop looks at it between iterations"
 
@@ -37,20 +46,62 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = signal.getsignal(signal.SIGINT)
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        restore = lambda: [signal.signal(*pair) for pair in before.items()]
 
         def on_interrupt(number, frame):
             self.stop()
-            signal.signal(signal.SIGINT, before)
+            restore()
             self.say("Stopping after this iteration; interrupt again to stop at once.")
 
-        signal.signal(signal.SIGINT, on_interrupt)
+        for number in SIGNALS:
+            signal.signal(number, on_interrupt)
         try:
             yield self
         finally:
-            signal.signal(signal.SIGINT, before)
+            restore()
 
 # %% ../nbs/90_trainer.ipynb #c008
+def split_state(state: dict, path: str = "") -> tuple[dict[str, Tensor], dict]:
+    "Tensors of nested dicts by their paths `a/b/c`, and the same dicts without them"
+    tensors, rest = {}, {}
+    for key, value in state.items():
+        if isinstance(value, dict):
+            inner, rest[str(key)] = split_state(value, f"{path}{key}/")
+            tensors |= inner
+        elif isinstance(value, Tensor):
+            tensors[f"{path}{key}"] = value
+        else:
+            rest[str(key)] = value
+    return tensors, rest
+
+
+def join_state(tensors: dict[str, Tensor], rest: dict) -> dict:
+    "What `split_state` took apart; all keys are text"
+    state = deepcopy(rest)
+    for path, tensor in tensors.items():
+        *parents, name = path.split("/")
+        inner = state
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[name] = tensor
+    return state
+
+# %% ../nbs/90_trainer.ipynb #c011
+def load_optimiser(optimiser: torch.optim.Optimizer, moments: dict[str, dict]) -> None:
+    "Give `optimiser` the `moments` (its `state_dict()['state']`) of another over the same parameters"
+    state = {int(i): tensors for i, tensors in moments.items()}
+    optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
+
+# %% ../nbs/90_trainer.ipynb #c014
+def check_same_device(then: str, now: str) -> None:
+    "Raise `ParameterError` if a run that was on device `then` cannot go on on device `now`"
+    kind = lambda device: torch.device(device).type
+    if kind(then) != kind(now):
+        why = f"cannot go on with a run that was on {then!r}: its random numbers are drawn there"
+        raise ParameterError("device", now, why, [then])
+
+# %% ../nbs/90_trainer.ipynb #c017
 class TrainingError(RuntimeError):
     "Training cannot go on; the message names the iteration and the agent"
 
@@ -60,10 +111,11 @@ class Trainer:
 
     trains_random_agents: bool = True  # Whether a random agent may take part
 
-    def __init__(self, instance: ScenarioInstance, on_metrics=None, save=None):
+    def __init__(self, instance: ScenarioInstance, run: Run | None = None):
         self.instance, self.hyper_params, self.settings = instance, instance.hyper_params, instance.settings
-        self.on_metrics, self.save = on_metrics or (lambda step, metrics: None), save or (lambda *_: None)
-        self.iteration, self.stop = 0, StopRequest()
+        self.run, self.iteration, self.stop = run, 0, StopRequest()
+        self.metrics: dict[str, float] = {}  # Of the last iteration
+        self.before: dict[str, float] = {}  # Of what came before training
 
     @classmethod
     def check_parameters(cls, hyper_params) -> None:
@@ -106,47 +158,94 @@ class Trainer:
         "Metrics on the test data, with the prefix `test_`"
         raise NotImplementedError
 
-    def state(self) -> tuple[dict, dict]:
-        "Tensors and plain values that make up a checkpoint"
-        return self.instance.state_dict(), {"iteration": self.iteration}
+    def keep_samples(self, name: str) -> None:
+        "Let the run keep something to look at of what has just been played"
 
-# %% ../nbs/90_trainer.ipynb #c009
+    def state(self) -> dict:
+        "All that it takes to go on from here, as nested dicts"
+        return {"iteration": self.iteration, "metrics": self.metrics, "before": self.before, "device": self.settings.device,
+                "agents": self.instance.state_dict()}  # fmt: skip
+
+    def load_state(self, state: dict) -> None:
+        "Go on from there; comes after `prepare`"
+        check_same_device(state["device"], self.settings.device)
+        self.iteration, self.metrics, self.before = (state[k] for k in ("iteration", "metrics", "before"))
+        self.instance.load_state_dict(state["agents"])
+
+# %% ../nbs/90_trainer.ipynb #c018
 def register_trainer(name: str):
     "Class decorator: make a trainer available as `trainer=name`"
     return trainers.register(name)
 
-# %% ../nbs/90_trainer.ipynb #c010
+# %% ../nbs/90_trainer.ipynb #c020
 @patch
 def checkpoint(self: Trainer) -> None:
-    "Hand the state to whoever keeps checkpoints"
-    self.save(self.iteration, *self.state())
+    "Let the run keep the state"
+    self.last_checkpoint = monotonic()
+    if self.run:
+        self.run.save_checkpoint(self.iteration, *split_state(self.state()))
 
 
+@patch
+def checkpoint_is_due(self: Trainer) -> bool:
+    "Whether it is time for another checkpoint"
+    s, minutes = self.settings, (monotonic() - self.last_checkpoint) / 60
+    late = s.checkpoint_minutes is not None and minutes >= s.checkpoint_minutes
+    return self.iteration % s.checkpoint_period == 0 or late
+
+
+@patch
+def go_on(self: Trainer) -> None:
+    "Go on from where the run goes on, if it does"
+    self.last_checkpoint = monotonic()
+    if self.run and self.run.start is not None:
+        self.load_state(join_state(*self.run.load_checkpoint(self.run.start)))
+    if self.run and self.before and self.iteration == 0:
+        self.run.log(0, self.before)
+
+# %% ../nbs/90_trainer.ipynb #c021
 @patch
 def train(self: Trainer) -> dict[str, float]:
     "Run all iterations and the final test; the metrics of the last iteration and of the test"
     total, s = type(self).num_iterations(self.hyper_params), self.settings
     if s.test_run:
         total = min(total, 1)
-    metrics: dict[str, float] = {}
-    with self.stop.listening(), s.tqdm_func(total=total, desc="training", unit="it") as bar:
+    with self.stop.listening():
         self.prepare()
-        while self.iteration < total and not self.stop:
-            metrics = self.iterate()
-            self.on_metrics(self.iteration, metrics)
-            self.iteration += 1
-            bar.update()
-            bar.set_postfix(self.headline(metrics), refresh=False)
-            if s.global_tqdm_step_fn:
-                s.global_tqdm_step_fn()
-            if s.profiler:
-                s.profiler.step()
-            if self.iteration % s.checkpoint_period == 0 and self.iteration < total:
-                self.checkpoint()
-    self.checkpoint()
-    if self.stop:
-        return metrics
-    return metrics | self.test()
+        self.go_on()
+        with s.tqdm_func(total=total, initial=self.iteration, desc="training", unit="it") as bar:
+            while self.iteration < total and not self.stop:
+                self.one_iteration(bar)
+                if self.iteration < total and self.checkpoint_is_due():
+                    self.checkpoint()
+        self.checkpoint()
+        return self.before | self.metrics | ({} if self.stop else self.final_test())
+
+
+@patch
+def one_iteration(self: Trainer, bar) -> None:
+    "An iteration, told to all who want to know"
+    self.metrics, s = self.iterate(), self.settings
+    if self.run:
+        self.run.log(self.iteration, self.metrics)
+        if self.iteration % s.rollout_sample_period == 0:
+            self.keep_samples(f"{self.iteration:06d}")
+    self.iteration += 1
+    bar.update()
+    bar.set_postfix(self.headline(self.metrics), refresh=False)
+    if s.global_tqdm_step_fn:
+        s.global_tqdm_step_fn()
+    if s.profiler:
+        s.profiler.step()
+
+
+@patch
+def final_test(self: Trainer) -> dict[str, float]:
+    "The test after training"
+    metrics = self.test()
+    if self.run:
+        self.keep_samples("test")
+    return metrics
 
 
 @patch

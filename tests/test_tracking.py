@@ -83,7 +83,7 @@ def test_killed_while_writing(tmp_path, delay):
 
     run.log(state["step"] + 1, {"metric 0": -1})
     run.save_checkpoint(state["step"] + 1, tensors, {})
-    assert len(run.checkpoints) <= run.keep_last
+    assert len(run.checkpoints) <= run.keep_checkpoints
     assert run.history.loc[state["step"] + 1, "metric 0"] == -1
 
 
