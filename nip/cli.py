@@ -12,8 +12,9 @@ from pathlib import Path
 import yaml
 
 # %% auto #0
-__all__ = ['demo_table', 'demo_picture', 'demo', 'parse_changes', 'run_file', 'data_make', 'data_import', 'show', 'bench',
-           'evaluate_run', 'compare_runs', 'make_parser', 'main']
+__all__ = ['demo_table', 'demo_picture', 'demo', 'parse_changes', 'run_file', 'outcome', 'data_make', 'data_import', 'show',
+           'bench', 'evaluate_run', 'compare_runs', 'resume', 'reproduce_run', 'list_runs', 'label_run', 'import_run',
+           'export_run', 'push_run', 'make_parser', 'main']
 
 # %% ../nbs/98a_cli.ipynb #c005
 def demo_table(results: dict[str, object]) -> str:
@@ -119,7 +120,13 @@ def run_file(args) -> int:
     if args.dry_run:
         print(hyper_params.to_yaml())
         return 0
-    result = run_experiment(hyper_params, device=args.device, run_id=args.run_id, test_run=args.test_run)
+    result = run_experiment(hyper_params, device=args.device, run_id=args.run_id, test_run=args.test_run,
+                            tags=args.tag, group=args.group, trackers=args.track)  # fmt: skip
+    return outcome(result)
+
+
+def outcome(result) -> int:
+    "Print how a run ended; the exit code: 0, or 130 if it was interrupted"
     shown = {
         k: v for k, v in result.metrics.items() if k.startswith("test_") and "." not in k
     } or result.metrics
@@ -169,7 +176,8 @@ def bench(args) -> int:
 # %% ../nbs/98a_cli.ipynb #c016
 def evaluate_run(args) -> int:
     "Completeness, soundness under attack, worst case, controls and ceilings of a finished run"
-    from nip.evaluation import evaluate, find_run
+    from nip.evaluation import evaluate
+    from nip.runs import find_run
 
     run = find_run(args.run)
     found = evaluate(
@@ -195,6 +203,76 @@ def compare_runs(args) -> int:
     return 0
 
 # %% ../nbs/98a_cli.ipynb #c019
+def resume(args) -> int:
+    "Go on with a run that has stopped, from its last checkpoint"
+    from nip.run import resume_experiment
+
+    return outcome(resume_experiment(args.run, **({"device": args.device} if args.device else {})))
+
+
+def reproduce_run(args) -> int:
+    "Run again from the record, and say whether all numbers are the same"
+    from nip.reproduction import reproduce
+
+    found = reproduce(args.run, args.iterations)
+    print(found)
+    return 0 if found.same else 1
+
+
+def list_runs(args) -> int:
+    "List runs, those that are asked for"
+    from nip.runs import runs
+
+    found = runs(None, args.columns, status=args.status, tag=args.tag, group=args.group, where=args.where)
+    found = found.sort_values(args.sort, ascending=False) if args.sort else found
+    if args.json:
+        print(found.reset_index().to_json(orient="records", indent=1))
+        return 0
+    shown = found.drop(
+        columns=[c for c in ("began", "scenario", "trainer") if c in found and c not in args.columns]
+    )
+    print(shown.to_string(float_format="{:.3f}".format, na_rep="") if len(found) else "no runs")
+    return 0
+
+
+def label_run(args) -> int:
+    "Change tags, group or notes of a run"
+    from nip.runs import find_run
+
+    said = {"group": args.group, "notes": args.notes}
+    run = find_run(args.run).label(args.add, args.remove, **{k: v for k, v in said.items() if v is not None})
+    print("\n".join(f"{name}: {value}" for name, value in run.labels().items()))
+    return 0
+
+# %% ../nbs/98a_cli.ipynb #c020
+def import_run(args) -> int:
+    "Copy a run folder, or a zip file of one, into the store"
+    from nip.runs import RunStore
+
+    print(RunStore().import_run(args.path, args.run_id))
+    return 0
+
+
+def export_run(args) -> int:
+    "Write a zip file of a run"
+    from nip.runs import find_run
+
+    print(find_run(args.run).export(args.file))
+    return 0
+
+
+def push_run(args) -> int:
+    "Tell a tracker (wandb, trackio, tensorboard) of a run that is over"
+    from nip.runs import find_run
+    from nip.settings import ExperimentSettings
+
+    settings = ExperimentSettings(
+        wandb_project=args.project, wandb_entity=args.entity, run_id=Path(args.run).name
+    )
+    find_run(args.run).push(args.tracker, settings)
+    return 0
+
+# %% ../nbs/98a_cli.ipynb #c022
 def make_parser() -> argparse.ArgumentParser:
     "The parser of the command `nip`"
     parser = argparse.ArgumentParser(
@@ -207,6 +285,7 @@ def make_parser() -> argparse.ArgumentParser:
         for flags, options in arguments:
             sub.add_argument(*flags, **options)
         sub.set_defaults(function=function)
+        return sub
 
     arg = lambda *flags, **options: (flags, options)
     device = arg("--device", default="cpu", help="torch device (default: cpu)")
@@ -214,9 +293,15 @@ def make_parser() -> argparse.ArgumentParser:
             arg("--iterations", type=int, help="fewer or more iterations"))  # fmt: skip
     changes = dict(nargs="*", default=[], metavar="NAME=VALUE")
     command("run", run_file, arg("file", help="YAML or JSON file, or the name of a preset"), device, arg("--set", help="changes", **changes),
-            arg("--run-id", help="name of the run folder"), arg("--test-run", action="store_true", help="one smallest step, nothing kept"),
+            arg("--run-id", help="name of the run folder"),
+            arg("--tag", action="append", default=[], help="a word to find the run by"), arg("--group", help="group of the run"),
+            arg("--track", action="append", default=[], metavar="TRACKER", help="tell wandb, trackio or tensorboard, too"),
+            arg("--test-run", action="store_true", help="one smallest step, nothing kept"),
             arg("--dry-run", action="store_true", help="print the hyper-parameters and stop"))  # fmt: skip
-    command("evaluate", evaluate_run, arg("run", metavar="RUN", help="name of a run, or its folder"), arg("--device", help="torch device (default: cpu)"),
+    named = arg("run", metavar="RUN", help="name of a run, or its folder")
+    command("resume", resume, named, arg("--device", help="torch device; default: that of the run"))
+    command("reproduce", reproduce_run, named, arg("--iterations", type=int, help="only so many of them"))
+    command("evaluate", evaluate_run, named, arg("--device", help="torch device (default: cpu)"),
             arg("--passes", type=int, default=5, help="games on each test instance"),
             arg("--attack-iterations", type=int, default=40, metavar="N", help="iterations for which attackers learn; 0: no attack"),
             arg("--attacks", type=int, default=1, help="attacks for each verdict"), arg("--seed", type=int, default=0, help="another seed"))  # fmt: skip
@@ -225,6 +310,31 @@ def make_parser() -> argparse.ArgumentParser:
     command("show", show)
     command("bench", bench, device, arg("--workload", default="S", help="S or S1"), arg("--iterations", type=int, default=3, help="timed iterations"),
             arg("--threads", type=int, default=1, help="torch threads"), arg("--json", help="write the figures here"))  # fmt: skip
+    runs = command("runs", list_runs, arg("--status", help="finished, interrupted, failed, running or stopped"),
+                   arg("--tag", help="has this tag"), arg("--group", help="is of this group"),
+                   arg("--where", action="append", default=[], metavar="CONDITION", help="as rl.lr=0.001 or test_mean_accuracy>0.9"),
+                   arg("--columns", nargs="*", default=[], metavar="NAME", help="more columns: parameters or metrics"),
+                   arg("--sort", metavar="COLUMN", help="largest first"), arg("--json", action="store_true", help="print JSON"))  # fmt: skip
+    of_runs = runs.add_subparsers(title="runs commands", metavar="COMMAND")
+    command("label", label_run, named, arg("--add", nargs="*", default=[], metavar="TAG"), arg("--remove", nargs="*", default=[], metavar="TAG"),
+            arg("--group"), arg("--notes"), of=of_runs)  # fmt: skip
+    command(
+        "import",
+        import_run,
+        arg("path", help="run folder or zip file"),
+        arg("--run-id", help="its name here"),
+        of=of_runs,
+    )
+    command("export", export_run, named, arg("file", help="zip file to write"), of=of_runs)
+    command(
+        "push",
+        push_run,
+        named,
+        arg("tracker", help="its name"),
+        arg("--project"),
+        arg("--entity"),
+        of=of_runs,
+    )
     data = commands.add_parser("data", help="Data sets").add_subparsers(
         title="data commands", required=True, metavar="COMMAND"
     )
@@ -250,6 +360,6 @@ def main(arguments: list[str] | None = None) -> int:
     args = make_parser().parse_args(arguments)
     try:
         return args.function(args)
-    except (ParameterError, FileNotFoundError) as error:
+    except (ParameterError, FileNotFoundError, FileExistsError, BlockingIOError) as error:
         print(f"nip: {error}", file=sys.stderr)
         return 2

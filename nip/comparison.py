@@ -13,7 +13,8 @@ from typing import Any
 
 from fastcore.basics import patch
 
-from .evaluation import Evaluation, Measure, find_run
+from .evaluation import Evaluation, Measure
+from .runs import find_run
 from .tracking import RunStore
 
 # %% auto #0

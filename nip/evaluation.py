@@ -24,6 +24,7 @@ from .environment import MAX_EPISODE_SEED
 from .parameters import HyperParameters, ParameterError, Parameters, scenarios, trainers
 from .protocol import ACCEPT, REJECT, build_protocol_handler
 from .registry import html_table
+from .runs import find_run
 from .scenario import build_datasets, build_scenario_instance
 from .settings import ExperimentSettings, derive_seed, generator
 from .statistics import confidence_interval, per_instance
@@ -31,8 +32,8 @@ from .tracking import Run, RunStore, atomic_write
 from .zero_knowledge import TWINS, ZeroKnowledge, likeness
 
 # %% auto #0
-__all__ = ['ATTACK', 'ATTACK_GAMES', 'LABELS', 'IMITATION', 'Measure', 'share', 'Trained', 'find_run', 'trained', 'player',
-           'restore', 'Games', 'play', 'episodes', 'restrict', 'verdict_measures', 'worst_case', 'fresh', 'frozen',
+__all__ = ['ATTACK', 'ATTACK_GAMES', 'LABELS', 'IMITATION', 'Measure', 'share', 'Trained', 'trained', 'player', 'restore',
+           'Games', 'play', 'episodes', 'restrict', 'verdict_measures', 'worst_case', 'fresh', 'frozen',
            'attack_parameters', 'plain_game', 'Attack', 'only_wrong', 'has_a_say', 'train_attackers', 'attack',
            'attackers_for', 'control', 'controls', 'ceilings', 'total_variation', 'average', 'twins', 'imitation_of',
            'over_time', 'imitation', 'simulation', 'Evaluation', 'attacked', 'by_datapoint', 'examine', 'evaluate',
@@ -74,16 +75,6 @@ class Trained:
     run: Run | None = None  # Where the evaluation is kept
 
 # %% ../nbs/97_evaluation.ipynb #c010
-def find_run(
-    run: Run | str | Path,  # Itself, its name in the store, or its folder
-    run_store=None,  # A folder or a `RunStore`; None: the usual one
-) -> Run:
-    "A run that is there"
-    if isinstance(run, Run):
-        return run
-    return Run(run) if (Path(run) / "hyper_params.yaml").exists() else RunStore(run_store).open(str(run))
-
-
 def _plays(hyper_params) -> None:
     "Raise `ParameterError` for a trainer whose agents never play"
     if not hasattr(trainers[hyper_params.trainer], "play_out"):

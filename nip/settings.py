@@ -50,6 +50,7 @@ class ExperimentSettings(Parameters):
     checkpoint_minutes: float | None = param(1.0, ge=0)  # And minutes; None: however long it takes
     keep_checkpoints: int = param(2, ge=1)  # How many are kept, of the last ones
     keep_checkpoint_every: int | None = param(None, ge=1)  # Those of every so many iterations are kept, too
+    stop_after: int | None = param(None, ge=1)  # Iterations after which to stop, as if interrupted
     do_not_load_checkpoint: bool = False  # Begin from the start even if the run has checkpoints
     num_rollout_samples: int = param(10, ge=0)  # Rollouts that are kept, each time
     rollout_sample_period: int = param(1000, ge=1)  # Iterations from one time to the next

@@ -9,7 +9,6 @@ import multiprocessing
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
-from itertools import count
 
 from fastcore.meta import delegates
 from tqdm import tqdm
@@ -25,19 +24,15 @@ __all__ = ['finished', 'run_one', 'run_all']
 
 # %% ../nbs/98b_sweep.ipynb #c005
 def finished(store: RunStore, run_id: str, hyper_params: dict) -> Run | None:
-    "The finished run `run_id` of these hyper-parameters, if there is one; an unfinished one is moved aside"
-    if run_id not in store.ids():
+    "The finished run `run_id` of these hyper-parameters, if there is one"
+    if run_id not in store:
         return None
     run = store.open(run_id)
     if HyperParameters.from_dict(run.hyper_params) != HyperParameters.from_dict(hyper_params):
         raise ParameterError(
             "run_id", run_id, f"is the name of a run with other hyper-parameters, in {store.root.name}"
         )
-    if run.status == "finished":
-        return run
-    aside = next(p for i in count(1) if not (p := run.dir.with_name(f"{run_id}.unfinished-{i}")).exists())
-    run.dir.rename(aside)
-    return None
+    return run if run.status == "finished" else None
 
 
 def run_one(run_id: str, hyper_params: dict, root: str, settings: dict, evaluation: dict | None) -> str:

@@ -216,7 +216,9 @@ def train(self: Trainer) -> dict[str, float]:
         with s.tqdm_func(total=total, initial=self.iteration, desc="training", unit="it") as bar:
             while self.iteration < total and not self.stop:
                 self.one_iteration(bar)
-                if self.iteration < total and self.checkpoint_is_due():
+                if self.iteration == s.stop_after:
+                    self.stop.stop()
+                elif self.iteration < total and self.checkpoint_is_due():
                     self.checkpoint()
         self.checkpoint()
         return self.before | self.metrics | ({} if self.stop else self.final_test())
