@@ -18,7 +18,8 @@ from .runs import find_run
 from .tracking import RunStore
 
 # %% auto #0
-__all__ = ['WITH_INTERVAL', 'COLUMNS', 'PANELS', 'tested', 'cells', 'setting', 'protocol_name', 'row_of', 'Comparison', 'compare']
+__all__ = ['WITH_INTERVAL', 'COLUMNS', 'PANELS', 'tested', 'cells', 'setting', 'protocol_name', 'row_of', 'Comparison', 'compare',
+           'panels']
 
 # %% ../nbs/97a_comparison.ipynb #c005
 WITH_INTERVAL = ("accuracy", "completeness", "soundness", "soundness_attacked", "completeness_attacked", "mostly_wrong", "always_wrong")  # fmt: skip
@@ -183,30 +184,41 @@ def _dots(ax, x: float, width: float, rows, name: str, colour: str) -> None:
 @patch
 def plot(self: Comparison):
     "Groups side by side: accuracy, completeness and soundness, worst case"
-    import matplotlib.pyplot as plt
-
     shown = {
         title: {k: v for k, v in measures.items() if self.frame[k].notna().any()}
         for title, measures in PANELS.items()
     }
     shown = {title: measures for title, measures in shown.items() if measures}
-    widths = [1 + 0.5 * len(m) for m in shown.values()]
-    size = max(12, 1.4 * self.frame["group"].nunique() * sum(widths) / 2), 4.2
-    fig, axes = plt.subplots(
-        1, len(shown), figsize=size, width_ratios=widths, layout="constrained", squeeze=False
-    )
+    fig, axes = panels([1 + 0.5 * len(m) for m in shown.values()], self.frame["group"].nunique())
     colour = 0
-    for ax, (title, measures) in zip(axes[0], shown.items()):
+    for ax, (title, measures) in zip(axes, shown.items()):
         _bars(ax, self.frame, measures, colour)
         colour += len(measures)
-        ax.set(title=title, ylabel="%" if colour == len(measures) else "")
-        if len(measures) > 1:
-            ax.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.25))
+        ax.set(title=title, ylabel="%")
     for i, (name, value) in enumerate(self.ceilings.items()):
-        axes[0][0].axhline(100 * value, ls="--", lw=1, color=f"C{7 + i % 3}", label=f"{name}: {value:.1%}")
-    if self.ceilings:
-        axes[0][0].legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.25))
+        axes[0].axhline(100 * value, ls="--", lw=1, color=f"C{7 + i % 3}", label=f"{name}: {value:.1%}")
+    for ax in axes:
+        if len(ax.get_legend_handles_labels()[0]) > 1:
+            ax.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
     return fig
+
+
+def panels(widths: list[float], groups: int):
+    "A figure and its axes: side by side as wide as `widths`, or one below the other where there are many groups"
+    import matplotlib.pyplot as plt
+
+    n = len(widths)
+    if groups <= 5:
+        fig, axes = plt.subplots(
+            1,
+            n,
+            figsize=(max(12, 0.7 * groups * sum(widths)), 4.2),
+            width_ratios=widths,
+            layout="constrained",
+        )
+    else:
+        fig, axes = plt.subplots(n, 1, figsize=(12, 3.3 * n), layout="constrained")
+    return fig, [axes] if n == 1 else list(axes)
 
 # %% ../nbs/97a_comparison.ipynb #c026
 @patch
