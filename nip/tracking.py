@@ -434,8 +434,15 @@ def finish(
     metrics: Mapping[str, Any],  # The last ones
 ):
     "Write the result and close the files"
-    self.local.finish(status, metrics)
-    self._tell("finish", status, metrics)
+    try:
+        self.local.finish(status, metrics)
+        self._tell("finish", status, metrics)
+    finally:
+        self._close()
+
+
+@patch
+def _close(self: Run):
     if "_metrics" in self.__dict__:
         self.__dict__.pop("_metrics").close()
     if "logger" in self.__dict__:

@@ -72,7 +72,7 @@ def test_killed_while_writing(tmp_path, delay):
     writer.wait()
 
     run = RunStore(tmp_path).open("run")
-    assert run.status == "running"
+    assert run.status == "stopped"
     tensors, state = run.load_checkpoint()
     assert state == {"step": run.latest_checkpoint()} and 1 <= len(run.checkpoints) <= 3
     assert all(torch.equal(t, torch.full((100_000,), float(state["step"]))) for t in tensors.values())
