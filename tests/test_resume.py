@@ -45,14 +45,19 @@ def train(hyper_params: dict, store: str, run_id: str) -> None:
     "In a process of its own: a new run, or on with one that has stopped; a checkpoint after every iteration"
     torch.set_num_threads(1)
     silent = partial(tqdm, disable=True)
-    run_experiment(HyperParameters.from_dict(hyper_params), run_store=store, run_id=run_id, checkpoint_minutes=0, tqdm_func=silent)
+    hyper_params = HyperParameters.from_dict(hyper_params)
+    run_experiment(hyper_params, run_store=store, run_id=run_id, checkpoint_minutes=0, tqdm_func=silent,
+                   ignore_cache=hyper_params.pretrain_agents)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def processes():
     "Processes that begin with everything imported"
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["nip.run", "tests.test_resume"])
+    context.set_forkserver_preload(["nip.run", "nip.parity", "nip.graph_isomorphism"])
+    first = context.Process(target=experiment, args=("ppo",))
+    first.start()
+    first.join()
     return context
 
 
