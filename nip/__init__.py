@@ -6,7 +6,7 @@ _MODULES = {
     "registry": ["Registry"],
     "settings": ["ExperimentSettings"],
     "tracking": ["RunStore", "Run", "Tracker", "register_tracker"],
-    "runs": ["runs", "find_run"],
+    "run_store": ["runs", "find_run"],
     "parameters": ["HyperParameters", "AgentsParameters", "ParameterError", "Parameters", "param", "register_parameters"],
     "groups": [
         "TextRlParameters", "PureTextEiParameters", "PureTextMaltParameters", "ImageClassificationParameters",

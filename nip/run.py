@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from fastcore.meta import delegates
+from .run_store import find_run
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .parameters import HyperParameters, ParameterError, trainers
 from .pretraining import pretrain
 from .registry import Registry
-from .runs import find_run
 from .scenario import ScenarioInstance, build_scenario_instance
 from .settings import ExperimentSettings
 from .tracking import Run, RunStore
