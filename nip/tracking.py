@@ -261,7 +261,8 @@ class Run(RunFolder):
     @cached_property
     def hyper_params(self) -> dict[str, Any]:
         "What `HyperParameters.from_dict` makes into the run's hyper-parameters"
-        return yaml.safe_load((self.dir / "hyper_params.yaml").read_text(encoding="utf-8"))
+        fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        return yaml.load((self.dir / "hyper_params.yaml").read_text(encoding="utf-8"), Loader=fast)
 
     @property
     def status(self) -> str:
