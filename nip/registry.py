@@ -45,6 +45,7 @@ class UnknownName(KeyError):
 
 # %% ../nbs/00_registry.ipynb #c009
 COMPONENT_MODULES = [
+    "nip.base_run",
     "nip.groups",
     "nip.protocols",
     "nip.zero_knowledge",
