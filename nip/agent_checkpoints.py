@@ -18,13 +18,17 @@ from .runs import find_run
 from .tracking import Run, RunStore
 
 # %% auto #0
-__all__ = ['to_load', 'refusal', 'run_of', 'part_in_game', 'earlier_parameters', 'complete_agents', 'without_checkpoints',
-           'completed', 'weights_of', 'misfit', 'load_agents']
+__all__ = ['asks', 'to_load', 'refusal', 'check_sources', 'run_of', 'part_in_game', 'earlier_parameters', 'weights_of', 'misfit',
+           'complete_agents', 'without_checkpoints', 'load_agents', 'completed']
 
 # %% ../nbs/80a_agent_checkpoints.ipynb #c005
+def asks(params: Parameters) -> bool:
+    "Whether an agent with these parameters is taken from an earlier run"
+    return getattr(params, "load_checkpoint_and_parameters", False)
+
+
 def to_load(hyper_params: HyperParameters) -> list[str]:
     "Agents that are taken from earlier runs"
-    asks = lambda params: getattr(params, "load_checkpoint_and_parameters", False)
     names = build_protocol_handler(hyper_params).agent_names
     return [name for name in names if asks(hyper_params.agents[name])]
 
@@ -35,11 +39,18 @@ def refusal(hyper_params: HyperParameters, name: str, why: str, choices=None) ->
     return ParameterError(f"agents.{name}.checkpoint_run_id", run_id, why, choices)
 
 
+def check_sources(hyper_params: HyperParameters) -> None:
+    "Raise `ParameterError` for an agent of an earlier run that does not say which"
+    for name, params in hyper_params.agents.items():
+        if asks(params) and params.checkpoint_run_id is None:
+            why = "must be given where load_checkpoint_and_parameters is True"
+            raise ParameterError(f"agents.{name}.checkpoint_run_id", None, why)
+
+
 def run_of(hyper_params: HyperParameters, name: str, run_store=None) -> Run:
     "The run from which agent `name` is taken"
     p = hyper_params.agents[name]
-    if p.checkpoint_run_id is None:
-        raise refusal(hyper_params, name, "must be given where load_checkpoint_and_parameters is True")
+    check_sources(hyper_params)
     try:
         return find_run(
             p.checkpoint_run_id, run_store, p.checkpoint_project, p.checkpoint_entity, p.checkpoint_version
@@ -81,36 +92,6 @@ def earlier_parameters(hyper_params: HyperParameters, name: str, run: Run) -> Pa
     return earlier.agents[name]
 
 # %% ../nbs/80a_agent_checkpoints.ipynb #c010
-def complete_agents(hyper_params: HyperParameters, run_store=None) -> HyperParameters:
-    "`hyper_params` in which agents of earlier runs have their parameters from there"
-    changes = {}
-    for name in to_load(hyper_params):
-        theirs = earlier_parameters(hyper_params, name, run_of(hyper_params, name, run_store))
-        own = {k: plain(v) for k, v in kept(hyper_params.agents[name], "checkpoint").items()}
-        changes[f"agents.{name}"] = theirs.to_dict() | own
-    return hyper_params.replace(changes) if changes else hyper_params
-
-
-def without_checkpoints(hyper_params: HyperParameters) -> HyperParameters:
-    "`hyper_params` with the same agents, whose weights come from somewhere else"
-    asks = lambda params: getattr(params, "load_checkpoint_and_parameters", False)
-    names = [name for name, params in hyper_params.agents.items() if asks(params)]
-    changes = {f"agents.{name}.load_checkpoint_and_parameters": False for name in names}
-    return hyper_params.replace(changes) if changes else hyper_params
-
-# %% ../nbs/80a_agent_checkpoints.ipynb #c012
-def completed(hyper_params: HyperParameters, settings) -> HyperParameters:
-    "What will be run, and recorded: with all that comes from earlier runs"
-    store, run_id = RunStore(settings.run_store), settings.run_id
-    if (
-        run_id
-        and run_id in store
-        and HyperParameters.from_dict(store.open(run_id).hyper_params) == hyper_params
-    ):
-        return hyper_params
-    return complete_agents(complete(hyper_params, store), store)
-
-# %% ../nbs/80a_agent_checkpoints.ipynb #c014
 def weights_of(hyper_params: HyperParameters, name: str, run: Run, run_store=None) -> dict[str, Tensor]:
     "Weights and buffers of agent `name` in `run`, as `part.name`"
     version, known = hyper_params.agents[name].checkpoint_version, ["latest", *map(str, run.checkpoints)]
@@ -124,7 +105,7 @@ def weights_of(hyper_params: HyperParameters, name: str, run: Run, run_store=Non
         raise refusal(hyper_params, name, f"is a run whose checkpoint cannot be read ({error})") from None
     return below(tensors, f"agents/{name}")
 
-# %% ../nbs/80a_agent_checkpoints.ipynb #c015
+# %% ../nbs/80a_agent_checkpoints.ipynb #c011
 def misfit(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> str | None:
     "The first tensor that differs in shape, or is on one side only, in words; parts that only they have do not count"
     parts = {key.partition(".")[0] for key in mine}
@@ -135,7 +116,28 @@ def misfit(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> str | None:
             return f"tensor {key!r} {words[0]} in that run, and {words[1]} in this one"
     return None
 
+# %% ../nbs/80a_agent_checkpoints.ipynb #c013
+def complete_agents(hyper_params: HyperParameters, run_store=None) -> HyperParameters:
+    "`hyper_params` in which agents of earlier runs have their parameters from there"
+    changes = {}
+    for name in to_load(hyper_params):
+        run = run_of(hyper_params, name, run_store)
+        theirs = earlier_parameters(hyper_params, name, run)
+        weights_of(
+            hyper_params, name, run, run_store
+        )  # a checkpoint that is not there is missed before the run begins
+        own = {k: plain(v) for k, v in kept(hyper_params.agents[name], "checkpoint").items()}
+        changes[f"agents.{name}"] = theirs.to_dict() | own
+    return hyper_params.replace(changes) if changes else hyper_params
 
+
+def without_checkpoints(hyper_params: HyperParameters) -> HyperParameters:
+    "`hyper_params` with the same agents, whose weights come from somewhere else"
+    names = [name for name, params in hyper_params.agents.items() if asks(params)]
+    changes = {f"agents.{name}.load_checkpoint_and_parameters": False for name in names}
+    return hyper_params.replace(changes) if changes else hyper_params
+
+# %% ../nbs/80a_agent_checkpoints.ipynb #c014
 def load_agents(hyper_params: HyperParameters, agents: dict[str, Agent], run_store=None) -> None:
     "Give agents of earlier runs their weights"
     for name in to_load(hyper_params):
@@ -145,3 +147,15 @@ def load_agents(hyper_params: HyperParameters, agents: dict[str, Agent], run_sto
         if why := misfit(agents[name].state_dict(), weights):
             raise refusal(hyper_params, name, f"is a run in which {name!r} has other networks: {why}")
         agents[name].load_state_dict(weights)
+
+# %% ../nbs/80a_agent_checkpoints.ipynb #c016
+def completed(hyper_params: HyperParameters, settings) -> HyperParameters:
+    "What will be run, and recorded: with all that comes from earlier runs"
+    store, run_id = RunStore(settings.run_store), settings.run_id
+    if (
+        run_id
+        and run_id in store
+        and HyperParameters.from_dict(store.open(run_id).hyper_params) == hyper_params
+    ):
+        return hyper_params
+    return complete_agents(complete(hyper_params, store), store)

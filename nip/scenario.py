@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from .agent_checkpoints import load_agents
+from .agent_checkpoints import check_sources, load_agents
 from .agents import Agent, AgentPart, ConstantValueHead, PartContext, RandomBody, RandomPolicyHead, below
 from .combined import CombinedBody, CombinedPolicyHead, CombinedValueHead
 from .data import Dataset
@@ -57,6 +57,7 @@ class Scenario:
     def check_parameters(cls, hyper_params) -> None:
         "Raise `ParameterError` for what this scenario cannot do"
         check_available(hyper_params)
+        check_sources(hyper_params)
         for agent, params in hyper_params.agents.items():
             if getattr(params, "use_manual_architecture", False) and not cls.manual_parts:
                 why = f"is not possible: {hyper_params.scenario!r} has no hand-written agents"
