@@ -28,7 +28,9 @@ silent = pytest.mark.filterwarnings("ignore:agents are taken from run")
 
 def experiment(trainer: str = "vanilla_ppo", **changes) -> HyperParameters:
     dotted = {k.replace("__", "."): v for k, v in changes.items()}
-    return preset("parity_quick").replace(FEW | {"trainer": trainer, "agents.verifier": {"d_hidden": 8}} | dotted)
+    return preset("parity_quick").replace(
+        FEW | {"trainer": trainer, "agents.verifier": {"d_hidden": 8}} | dotted
+    )
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,12 @@ def test_parameters_of_an_earlier_run_give_its_metrics(here, trainer):
     then, now = (HyperParameters.from_dict(r.hyper_params) for r in (earlier, result.run))
     assert set(then.diff(now)) == {"base_run.base_run_type", "base_run.run_id"}
     shutil.rmtree(earlier.dir)  # the record is complete
-    assert reproduce(result.run, run_store=here, iterations=1, tqdm_func=quiet["tqdm_func"]).again.history.shape[0] == 1
+    assert (
+        reproduce(result.run, run_store=here, iterations=1, tqdm_func=quiet["tqdm_func"]).again.history.shape[
+            0
+        ]
+        == 1
+    )
 
 
 @silent
@@ -132,7 +139,10 @@ def test_agents_that_differ_are_told_of(here):
 
 
 def test_same_agents_are_not_told_of(here, recwarn):
-    completed(experiment(base_run={"base_run_type": "parameters", "run_id": "vanilla_ppo"}), ExperimentSettings(run_store=here))
+    completed(
+        experiment(base_run={"base_run_type": "parameters", "run_id": "vanilla_ppo"}),
+        ExperimentSettings(run_store=here),
+    )
     assert not [w for w in recwarn if "agents are taken" in str(w.message)]
 
 
@@ -151,7 +161,10 @@ def lent(run_id: str, **more) -> dict:
 
 
 def mixed(trainer="vanilla_ppo", verifier="vanilla_ppo", prover="other", freeze=True, **changes):
-    agents = {"agents.verifier": lent(verifier, freeze_agent=freeze), "agents.prover": lent(prover, freeze_agent=freeze)}
+    agents = {
+        "agents.verifier": lent(verifier, freeze_agent=freeze),
+        "agents.prover": lent(prover, freeze_agent=freeze),
+    }
     return preset("parity_quick").replace(FEW | {"trainer": trainer, "seed": 3} | agents | changes)
 
 
@@ -173,11 +186,15 @@ def test_agents_go_on_learning(here, trainer):
     then, now = weights(here.open("vanilla_ppo"), "verifier"), weights(result.run, "verifier")
     observed = [k for k in now if ".features.norm." in k]
     assert observed and all(torch.equal(then[k], now[k]) for k in observed)
-    assert not torch.equal(then["agents/verifier.body.instance.weight"], now["agents/verifier.body.instance.weight"])
+    assert not torch.equal(
+        then["agents/verifier.body.instance.weight"], now["agents/verifier.body.instance.weight"]
+    )
 
 
 def test_supervised_agents_can_be_lent_too(here):
-    hp = mixed("solo_agent", "solo_agent", "solo_agent", freeze=False).replace({"agents.prover.freeze_agent": True})
+    hp = mixed("solo_agent", "solo_agent", "solo_agent", freeze=False).replace(
+        {"agents.prover.freeze_agent": True}
+    )
     result = run_experiment(hp, run_store=here, run_id="mixed", **quiet)
     assert equal(weights(here.open("solo_agent"), "prover"), weights(result.run, "prover"))
     assert not equal(weights(here.open("solo_agent"), "verifier"), weights(result.run, "verifier"))
@@ -188,7 +205,10 @@ def test_an_early_checkpoint_and_a_whole_run_by_default(here):
     prepared = prepare_experiment(preset("parity_quick").replace(agents=agents), run_store=here)
     tensors, _ = here.open("vanilla_ppo").load_checkpoint(1)
     loaded = prepared.scenario_instance.state_dict()
-    assert equal({f"agents/{k}": v for k, v in loaded.items()}, {k: v for k, v in tensors.items() if k.startswith("agents/")})
+    assert equal(
+        {f"agents/{k}": v for k, v in loaded.items()},
+        {k: v for k, v in tensors.items() if k.startswith("agents/")},
+    )
 
 
 def test_statistics_are_lent_even_where_none_were_taken(here):
@@ -197,6 +217,17 @@ def test_statistics_are_lent_even_where_none_were_taken(here):
     result = run_experiment(mixed(verifier="plain", freeze=False), run_store=here, run_id="mixed", **quiet)
     means = [v for k, v in weights(result.run, "verifier").items() if k.endswith("features.norm.mean")]
     assert means and not any(m.any() for m in means)
+
+
+def test_statistics_inside_networks_are_not_primed_again(here):
+    "Before the first iteration, an agent that will learn is what it was, norms and all"
+    likeness = {"agents.prover": {"block_selector": "likeness", "num_layers": 3}}
+    run_experiment(experiment().replace(likeness), run_store=here, run_id="likeness", **quiet)
+    hp = mixed(prover="likeness", freeze=False).replace({"rl.num_iterations": 0})
+    result = run_experiment(hp, run_store=here, run_id="mixed", **quiet)
+    for agent, source in (("verifier", "vanilla_ppo"), ("prover", "likeness")):
+        assert equal(weights(here.open(source), agent), weights(result.run, agent))
+    assert any("selector.norm" in k for k in weights(result.run, "prover"))
 
 
 def test_a_mixed_run_stands_alone(here):
@@ -225,12 +256,13 @@ REFUSED = {
     "d_representation: 16 there, 8 here": {"d_representation": 8},
     "message_size: 1 there, 2 here": {"message_size": 2},
     "numbers sent beside: 0 there, 2 here": {"include_linear_message_space": True},
-    "scenario: 'parity' there, 'graph_isomorphism' here": {"scenario": "graph_isomorphism", "dataset": "test"},
+    "scenario: 'parity' there, 'graph_isomorphism' here": {
+        "scenario": "graph_isomorphism", "dataset": "test", "agents": {"verifier": lent("vanilla_ppo")}},
     "is a run without an agent 'prover0', but with prover, verifier": {
         "interaction_protocol": "debate", "agents": {"prover0": lent("vanilla_ppo")}},
     "channels it sees: ['main'] there, ['prover0_channel', 'prover1_channel'] here": {
         "interaction_protocol": "debate", "agents": {"verifier": lent("vanilla_ppo")}},
-    "rounds of a game: 2 there, 4 here; its turns: {'main': [1]} there, {'main': [1, 3]} here": {
+    "rounds of a game: 2 there, 4 here; its turns: {'main': [0]} there, {'main': [0, 2]} here": {
         "interaction_protocol": "nip", "nip_protocol.max_message_rounds": 4, "rl.frames_per_batch": None},
     "being told its stance: False there, True here": {"protocol_common.randomize_prover_stance": True},
     "tensor 'policy_head.selector.mlp.0.weight' is not there in that run, and has shape (16, 32) in this one": {
@@ -240,7 +272,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("words", REFUSED)
-def test_what_does_not_fit_is_refused(store, words, tmp_path):
+def test_what_does_not_fit_is_refused(store, words):
     with pytest.raises(ParameterError) as error:
         prepare_experiment(mixed().replace(REFUSED[words]), run_store=store)
     assert words in str(error.value)
@@ -277,18 +309,29 @@ def shelf(store, tmp_path, monkeypatch):
 
 @silent
 def test_runs_come_from_a_tracker(shelf, store, tmp_path):
-    base = {"base_run_type": "rerun_tests", "run_id": "vanilla_ppo", "wandb_project": "shelf", "wandb_entity": "me"}
+    base = {
+        "base_run_type": "rerun_tests",
+        "run_id": "vanilla_ppo",
+        "wandb_project": "shelf",
+        "wandb_entity": "me",
+    }
     asked = HyperParameters("parity", "vanilla_ppo", "parity4", base_run=base, rl={"num_test_iterations": 2})
     metrics = run_experiment(asked, run_store=tmp_path / "runs", **quiet).metrics
     assert same(metrics, final_test(store.open("vanilla_ppo").read("result")["metrics"]))
     assert ("vanilla_ppo", "shelf", "me", "latest") in shelf
     there = {"checkpoint_project": "shelf", "checkpoint_entity": "me", "checkpoint_version": "v3"}
-    hp = preset("parity_quick").replace({"agents.verifier": lent("vanilla_ppo", **there), "agents.prover": lent("other")})
+    hp = preset("parity_quick").replace(
+        {"agents.verifier": lent("vanilla_ppo", **there), "agents.prover": lent("other")}
+    )
     prepared = prepare_experiment(hp, run_store=tmp_path / "runs")
     assert prepared.scenario_instance.agents["prover"].params.d_hidden == 20
     assert ("vanilla_ppo", "shelf", "me", "v3") in shelf
-    with pytest.raises(ParameterError, match=r"checkpoint_run_id: 'other' is not to be found .*no run 'other' in drawer"):
-        prepare_experiment(hp.replace({"agents.prover.checkpoint_project": "drawer"}), run_store=tmp_path / "runs")
+    with pytest.raises(
+        ParameterError, match=r"checkpoint_run_id: 'other' is not to be found .*no run 'other' in drawer"
+    ):
+        prepare_experiment(
+            hp.replace({"agents.prover.checkpoint_project": "drawer"}), run_store=tmp_path / "runs"
+        )
 
 
 # What older versions wrote
@@ -301,7 +344,11 @@ def saved(root, name: str) -> dict:
 
 def test_files_of_0_1(root):
     hp = HyperParameters.load(root / "tests" / "data" / "saved_0_1.yaml")
-    assert (hp.interaction_protocol, hp.nip_protocol.max_message_rounds, hp.nip_protocol.min_message_rounds) == ("nip", 8, 3)
+    assert (
+        hp.interaction_protocol,
+        hp.nip_protocol.max_message_rounds,
+        hp.nip_protocol.min_message_rounds,
+    ) == ("nip", 8, 3)
     assert hp.debate_protocol.min_message_rounds == 1
     assert (hp.spg.sos_scaling_factor, hp.spg.sos_threshold_factor) == (0.3, 0.2)
     assert hp.agents["prover"].update_schedule.stop == 8 and hp.agents["verifier"].num_gnn_layers == 2
@@ -310,7 +357,12 @@ def test_files_of_0_1(root):
 def test_files_of_1_0(root):
     hp = HyperParameters.load(root / "tests" / "data" / "saved_1_0.json")
     mnip = hp.mnip_protocol
-    assert (hp.interaction_protocol, mnip.max_message_rounds, mnip.min_message_rounds, mnip.sequential) == ("mnip", 5, 2, True)
+    assert (hp.interaction_protocol, mnip.max_message_rounds, mnip.min_message_rounds, mnip.sequential) == (
+        "mnip",
+        5,
+        2,
+        True,
+    )
     assert hp.agents["prover1"].is_random and not hp.agents["prover0"].update_schedule.first_agent
 
 
@@ -338,7 +390,10 @@ def test_a_run_of_an_older_version_is_a_base(here):
     file = here.open("vanilla_ppo").dir / "hyper_params.yaml"
     old = yaml.safe_load(file.read_text())
     del old["rl"]["critic_trains_body"]
-    old["pvg_protocol"] = old.pop("nip_protocol") | {"min_message_rounds": 1, "_type": "PvgProtocolParameters"}
+    old["pvg_protocol"] = old.pop("nip_protocol") | {
+        "min_message_rounds": 1,
+        "_type": "PvgProtocolParameters",
+    }
     for group in ("debate_protocol", "mnip_protocol"):
         old[group]["min_message_rounds"] = 0
     file.write_text(yaml.safe_dump(old | {"_package_version": "0.1"}))
