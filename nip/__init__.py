@@ -5,7 +5,8 @@ from importlib import import_module
 _MODULES = {
     "registry": ["Registry"],
     "settings": ["ExperimentSettings"],
-    "tracking": ["RunStore"],
+    "tracking": ["RunStore", "Run", "Tracker", "register_tracker"],
+    "run_store": ["runs", "find_run"],
     "parameters": ["HyperParameters", "AgentsParameters", "ParameterError", "Parameters", "param", "register_parameters"],
     "groups": [
         "TextRlParameters", "PureTextEiParameters", "PureTextMaltParameters", "ImageClassificationParameters",
@@ -37,7 +38,8 @@ _MODULES = {
     "solo": ["SoloAgentParameters"],
     "evaluation": ["evaluate", "Evaluation"],
     "comparison": ["compare", "Comparison"],
-    "run": ["run_experiment", "prepare_experiment", "preset", "presets", "Result"],
+    "run": ["run_experiment", "resume_experiment", "prepare_experiment", "preset", "presets", "Result"],
+    "reproduction": ["reproduce"],
     "sweep": ["run_all"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -14,7 +14,7 @@ from .base_run import complete, kept
 from .checked import plain
 from .parameters import HyperParameters, ParameterError, Parameters
 from .protocol import build_protocol_handler
-from .runs import find_run
+from .run_store import find_run
 from .tracking import Run, RunStore
 
 # %% auto #0

@@ -17,7 +17,7 @@ from nip.parameters import (
     param,
     register_parameters,
 )
-from .runs import find_run
+from .run_store import find_run
 from .tracking import Run
 
 # %% ../nbs/11_base_run.ipynb #c005

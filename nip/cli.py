@@ -176,8 +176,9 @@ def bench(args) -> int:
 # %% ../nbs/99_cli.ipynb #c016
 def evaluate_run(args) -> int:
     "Completeness, soundness under attack, worst case, controls and ceilings of a finished run"
+    from nip.run_store import find_run
+
     from nip.evaluation import evaluate
-    from nip.runs import find_run
 
     run = find_run(args.run)
     found = evaluate(
@@ -221,7 +222,7 @@ def reproduce_run(args) -> int:
 
 def list_runs(args) -> int:
     "List runs, those that are asked for"
-    from nip.runs import runs
+    from nip.run_store import runs
 
     found = runs(None, args.columns, status=args.status, tag=args.tag, group=args.group, where=args.where)
     found = found.sort_values(args.sort, ascending=False) if args.sort else found
@@ -237,7 +238,7 @@ def list_runs(args) -> int:
 
 def label_run(args) -> int:
     "Change tags, group or notes of a run"
-    from nip.runs import find_run
+    from nip.run_store import find_run
 
     said = {"group": args.group, "notes": args.notes}
     run = find_run(args.run).label(args.add, args.remove, **{k: v for k, v in said.items() if v is not None})
@@ -247,7 +248,7 @@ def label_run(args) -> int:
 # %% ../nbs/99_cli.ipynb #c020
 def import_run(args) -> int:
     "Copy a run folder, or a zip file of one, into the store"
-    from nip.runs import RunStore
+    from nip.run_store import RunStore
 
     print(RunStore().import_run(args.path, args.run_id))
     return 0
@@ -255,7 +256,7 @@ def import_run(args) -> int:
 
 def export_run(args) -> int:
     "Write a zip file of a run"
-    from nip.runs import find_run
+    from nip.run_store import find_run
 
     print(find_run(args.run).export(args.file))
     return 0
@@ -263,7 +264,8 @@ def export_run(args) -> int:
 
 def push_run(args) -> int:
     "Tell a tracker (wandb, trackio, tensorboard) of a run that is over"
-    from nip.runs import find_run
+    from nip.run_store import find_run
+
     from nip.settings import ExperimentSettings
 
     settings = ExperimentSettings(

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from fastcore.meta import delegates
+from .run_store import find_run
 
 from .parameters import HyperParameters
 from .run import run_experiment, settings_of
-from .runs import find_run
 from .settings import ExperimentSettings
 from .tracking import Run
 

@@ -22,7 +22,7 @@ from .parameters import HyperParameters, ParameterError, trainers
 from .pretraining import pretrain
 from .registry import Registry
 from .rerun_tests import rerun_tests
-from .runs import find_run
+from .run_store import find_run
 from .scenario import ScenarioInstance, build_scenario_instance
 from .settings import ExperimentSettings
 from .tracking import Run, RunStore
