@@ -10,7 +10,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from nip import HyperParameters, RunStore, prepare_experiment, preset, run_experiment
+from nip import HyperParameters, RunStore, prepare_experiment, preset, run_all, run_experiment
 from nip.agent_checkpoints import completed
 from nip.evaluation import player, trained
 from nip.parameters import ParameterError
@@ -113,6 +113,16 @@ def test_new_test_parameters_hold_and_others_do_not(here):
     changed = {"base_run.base_run_type", "base_run.run_id", "rl.num_test_iterations"}
     assert set(then.diff(hp)) == changed and hp.rl.num_test_iterations == 5
     assert not same(result.metrics, final_test(here.open("vanilla_ppo").read("result")["metrics"]))
+
+
+@silent
+def test_a_table_of_experiments_knows_what_it_has_run(here):
+    "Though what was recorded is not what was asked for"
+    table = {"again": asking("parameters", "vanilla_ppo"), "mixed": mixed()}
+    runs = run_all(table, run_store=here, workers=0)
+    times = {name: (run.dir / "result.json").stat().st_mtime_ns for name, run in runs.items()}
+    runs = run_all(table, run_store=here, workers=0)
+    assert times == {name: (run.dir / "result.json").stat().st_mtime_ns for name, run in runs.items()}
 
 
 @silent
