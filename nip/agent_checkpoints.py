@@ -38,7 +38,7 @@ def refusal(hyper_params: HyperParameters, name: str, why: str, choices=None) ->
     run_id = hyper_params.agents[name].checkpoint_run_id
     return ParameterError(f"agents.{name}.checkpoint_run_id", run_id, why, choices)
 
-
+# %% ../nbs/80a_agent_checkpoints.ipynb #c007
 def check_sources(hyper_params: HyperParameters) -> None:
     "Raise `ParameterError` for an agent of an earlier run that does not say which"
     for name, params in hyper_params.agents.items():
@@ -58,7 +58,7 @@ def run_of(hyper_params: HyperParameters, name: str, run_store=None) -> Run:
     except FileNotFoundError as error:
         raise refusal(hyper_params, name, f"is not to be found ({error})") from None
 
-# %% ../nbs/80a_agent_checkpoints.ipynb #c007
+# %% ../nbs/80a_agent_checkpoints.ipynb #c009
 def part_in_game(hyper_params: HyperParameters, name: str) -> dict[str, Any]:
     "What agent `name` is made for, by what it is called in messages"
     hp, protocol = hyper_params, build_protocol_handler(hyper_params)
@@ -74,7 +74,7 @@ def part_in_game(hyper_params: HyperParameters, name: str) -> dict[str, Any]:
             "deciders": list(protocol.decider_names), "the verdict it argues for": verdict,
             "being told its stance": verdict is not None and hp.protocol_common.randomize_prover_stance}  # fmt: skip
 
-# %% ../nbs/80a_agent_checkpoints.ipynb #c008
+# %% ../nbs/80a_agent_checkpoints.ipynb #c010
 def earlier_parameters(hyper_params: HyperParameters, name: str, run: Run) -> Parameters:
     "Parameters of agent `name` in `run`; raises `ParameterError` if it is not there, or has another part in the game"
     earlier = HyperParameters.from_dict(run.hyper_params)
@@ -91,7 +91,7 @@ def earlier_parameters(hyper_params: HyperParameters, name: str, run: Run) -> Pa
         )
     return earlier.agents[name]
 
-# %% ../nbs/80a_agent_checkpoints.ipynb #c010
+# %% ../nbs/80a_agent_checkpoints.ipynb #c012
 def weights_of(hyper_params: HyperParameters, name: str, run: Run, run_store=None) -> dict[str, Tensor]:
     "Weights and buffers of agent `name` in `run`, as `part.name`"
     version, known = hyper_params.agents[name].checkpoint_version, ["latest", *map(str, run.checkpoints)]
@@ -105,7 +105,7 @@ def weights_of(hyper_params: HyperParameters, name: str, run: Run, run_store=Non
         raise refusal(hyper_params, name, f"is a run whose checkpoint cannot be read ({error})") from None
     return below(tensors, f"agents/{name}")
 
-# %% ../nbs/80a_agent_checkpoints.ipynb #c011
+# %% ../nbs/80a_agent_checkpoints.ipynb #c013
 def misfit(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> str | None:
     "The first tensor that differs in shape, or is on one side only, in words; parts that only they have do not count"
     parts = {key.partition(".")[0] for key in mine}
@@ -116,7 +116,7 @@ def misfit(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> str | None:
             return f"tensor {key!r} {words[0]} in that run, and {words[1]} in this one"
     return None
 
-# %% ../nbs/80a_agent_checkpoints.ipynb #c013
+# %% ../nbs/80a_agent_checkpoints.ipynb #c015
 def complete_agents(hyper_params: HyperParameters, run_store=None) -> HyperParameters:
     "`hyper_params` in which agents of earlier runs have their parameters from there"
     changes = {}
@@ -137,7 +137,7 @@ def without_checkpoints(hyper_params: HyperParameters) -> HyperParameters:
     changes = {f"agents.{name}.load_checkpoint_and_parameters": False for name in names}
     return hyper_params.replace(changes) if changes else hyper_params
 
-# %% ../nbs/80a_agent_checkpoints.ipynb #c014
+# %% ../nbs/80a_agent_checkpoints.ipynb #c016
 def load_agents(hyper_params: HyperParameters, agents: dict[str, Agent], run_store=None) -> None:
     "Give agents of earlier runs their weights"
     for name in to_load(hyper_params):
@@ -148,7 +148,7 @@ def load_agents(hyper_params: HyperParameters, agents: dict[str, Agent], run_sto
             raise refusal(hyper_params, name, f"is a run in which {name!r} has other networks: {why}")
         agents[name].load_state_dict(weights)
 
-# %% ../nbs/80a_agent_checkpoints.ipynb #c016
+# %% ../nbs/80a_agent_checkpoints.ipynb #c018
 def completed(hyper_params: HyperParameters, settings) -> HyperParameters:
     "What will be run, and recorded: with all that comes from earlier runs"
     store, run_id = RunStore(settings.run_store), settings.run_id
