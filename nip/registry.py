@@ -45,6 +45,8 @@ class UnknownName(KeyError):
 
 # %% ../nbs/00_registry.ipynb #c009
 COMPONENT_MODULES = [
+    "nip.wandb_tracking",
+    "nip.more_trackers",
     "nip.base_run",
     "nip.groups",
     "nip.protocols",

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from fastcore.meta import delegates
-from .run_store import find_run
 
 from .parameters import HyperParameters
 from .run import run_experiment, settings_of
+from .run_store import find_run
 from .settings import ExperimentSettings
 from .tracking import Run
 
@@ -57,7 +57,16 @@ def flat(tree: Any, path: str = "") -> dict[str, Any]:
     }
 
 # %% ../nbs/98c_reproduction.ipynb #c008
-SURROUNDINGS = ("python", "packages", "platform", "processor", "cpus", "git.nip.commit", "git.nip.changed")
+SURROUNDINGS = (
+    "python",
+    "packages",
+    "platform",
+    "processor",
+    "cpus",
+    "gpus",
+    "git.nip.commit",
+    "git.nip.changed",
+)
 
 
 def surroundings(then: Run, now: Run) -> dict[str, tuple]:

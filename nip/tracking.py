@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'trackers', 'LABELS', 'atomic_write', 'to_json_value', 'from_json_value', 'package_versions', 'git_state',
-           'shareable', 'provenance', 'Tracker', 'register_tracker', 'LocalTracker', 'ShareableFormatter', 'RunFolder',
-           'Run', 'tensor_bytes', 'RunStore']
+           'shareable', 'processor', 'provenance', 'Tracker', 'register_tracker', 'LocalTracker', 'ShareableFormatter',
+           'RunFolder', 'Run', 'tensor_bytes', 'RunStore']
 
 # %% ../nbs/03_tracking.ipynb #c002
 import json
@@ -28,6 +28,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
@@ -115,6 +116,15 @@ def shareable(text: str) -> str:
     return re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text) if len(home) > 1 else text
 
 
+def processor() -> str:
+    "Model of the processor, as far as the system tells"
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
 def provenance(
     command: str | None = None,  # What was run; None: the command line of this process
 ) -> dict[str, Any]:
@@ -125,8 +135,9 @@ def provenance(
         "python": platform.python_version(),
         "packages": package_versions(),
         "platform": platform.platform(),
-        "processor": platform.machine(),
+        "processor": processor(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "process": os.getpid(),
         "git": {
             "nip": git_state(Path(__file__).parent if "__file__" in globals() else "."),

@@ -135,7 +135,7 @@ def test_what_cannot_be_evaluated_is_told(tmp_path):
     with pytest.raises(ParameterError, match="plays no games"):
         evaluate(solo)
     assert 0 <= compare("solo", run_store=tmp_path).frame["accuracy"].item() <= 1
-    with pytest.raises(FileNotFoundError, match="there is no run 'none'"):
+    with pytest.raises(FileNotFoundError, match="no run 'none' in"):
         find_run("none", tmp_path)
     with pytest.raises(FileNotFoundError, match="no finished runs"):
         compare(run_store=tmp_path / "empty")

@@ -1,0 +1,173 @@
+"""Weights & Biases with the real client: offline, read back; online, against a server on loopback; a real account where there is one."""
+
+import json
+import os
+import struct
+import uuid
+from functools import partial
+
+import pytest
+import torch
+import wandb
+from tqdm import tqdm
+from wandb_server import ENTITY, WandbServer
+
+from nip import HyperParameters, RunStore, find_run, run_experiment
+from nip.parameters import ParameterError
+from nip.run import resume_experiment
+from nip.tracking import Run
+
+FEW = {"rl.num_iterations": 4, "rl.num_test_iterations": 1, "rl.frames_per_batch": None, "rl.rollouts_per_iteration": 24,
+       "rl.num_normalization_steps": 24}  # fmt: skip
+
+
+def tiny(**changes) -> HyperParameters:
+    return HyperParameters.construct_test_params("parity", "vanilla_ppo", "parity4").replace(FEW | changes)
+
+
+QUIET = {"tqdm_func": partial(tqdm, disable=True), "checkpoint_minutes": None, "checkpoint_period": 2, "use_wandb": True}
+
+
+@pytest.fixture
+def at_home(tmp_path, monkeypatch):
+    "Whatever the client writes beside the run goes here, and nothing is remembered from before"
+    wandb.teardown()
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("CACHE", "CONFIG", "DATA"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "home"))
+    monkeypatch.setenv("WANDB_PROJECT", "oversight")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("NIP_DATA", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def server(at_home, monkeypatch):
+    server = WandbServer()
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    yield server
+    server.close()
+    assert server.unknown == []
+
+
+def records(file) -> list:
+    "Of a `.wandb` file: blocks of 32 KiB after a header of 7 bytes, in them pieces with checksum, length and kind"
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, found, whole, at = file.read_bytes(), [], b"", 7
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        whole, at = whole + data[at + 7 : at + 7 + length], at + 7 + length
+        if kind in (1, 4):  # a whole record, or the last piece of one
+            found.append(Record.FromString(whole))
+            whole = b""
+    return found
+
+
+def test_offline(at_home, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    result = run_experiment(tiny(), run_store=tmp_path, run_id="run", tags=["one"], wandb_tags=["two"], wandb_group="g", **QUIET)
+    (file,) = result.run_dir.glob("wandb/offline-run-*/run-run.wandb")
+    kept = records(file)
+    (run,) = (r.run for r in kept if r.HasField("run"))
+    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert HyperParameters.from_dict({k: v for k, v in config.items() if k != "_wandb"}) == tiny()
+    assert (run.project, run.run_group, list(run.tags)) == ("oversight", "g", ["one", "two"])
+    name = lambda item: item.key or ".".join(item.nested_key)
+    rows = [{name(i): json.loads(i.value_json) for i in r.history.item} for r in kept if r.HasField("history")]
+    assert [row["iteration"] for row in rows] == [0, 1, 2, 3]
+    assert [row["mean_accuracy"] for row in rows] == result.history["mean_accuracy"].tolist()
+    artifacts = [r.request.log_artifact.artifact for r in kept if r.request.HasField("log_artifact")]
+    artifacts += [r.artifact for r in kept if r.HasField("artifact")]
+    assert {a.type for a in artifacts} == {"checkpoint", "rollouts"}
+    assert not (tmp_path / "home" / "artifacts").exists()  # what is to be sent waits in the run's folder
+
+
+def test_online_and_fetched(server, tmp_path):
+    result = run_experiment(tiny(), run_store=tmp_path / "here", run_id="run", **QUIET)
+    there = server.runs["oversight", "run"]
+    assert there["state"] == "finished" and there["config"]["rl"]["value"]["num_iterations"] == 4
+    assert there["summary"]["test_mean_accuracy"] == result.metrics["test_mean_accuracy"]
+    versions = [a["aliases"] for a in server.artifacts.values() if a["type"] == "checkpoint"]
+    assert versions == [["step-2"], ["latest", "step-4"]]
+
+    found = find_run("run", tmp_path / "elsewhere", project="oversight")
+    (tensors, state), (again, state_again) = result.run.load_checkpoint(), found.load_checkpoint()
+    assert str(state) == str(state_again) and all(torch.equal(tensors[k], again[k]) for k in tensors)
+    assert found.history.equals(result.history)
+    assert find_run("run", tmp_path / "elsewhere", version="2").checkpoints == [2]
+    assert find_run("run", tmp_path / "elsewhere", entity=ENTITY, version="v0").checkpoints == [2]
+    with pytest.raises(FileNotFoundError, match=f"no checkpoint '7' of run 'run' in {ENTITY}/oversight"):
+        find_run("run", tmp_path / "elsewhere", version="7")
+    with pytest.raises(FileNotFoundError, match=r"no run 'lost' in .*; .*no run 'lost' in tester/oversight"):
+        find_run("lost", tmp_path / "elsewhere")
+
+
+def test_goes_on_where_no_folder_of_it_is(server, tmp_path):
+    "A machine is lost in the middle; another one goes on, and ends with the same bits"
+    straight = run_experiment(tiny(), run_store=tmp_path, run_id="straight", **QUIET | {"use_wandb": False})
+    run_experiment(tiny(), run_store=tmp_path / "lost", run_id="run", stop_after=3, **QUIET)
+    elsewhere = {"run_store": tmp_path / "other", "run_id": "run", **QUIET}
+    with pytest.raises(ParameterError, match="allow_resuming_wandb_run=True goes on with it"):
+        run_experiment(tiny(), **elsewhere)
+    with pytest.raises(ParameterError, match=r"other hyper-parameters on Weights & Biases \(rl.lr\); allow_overriding_wandb_config"):
+        run_experiment(tiny(**{"rl.lr": 0.5}), allow_resuming_wandb_run=True, **elsewhere)
+    assert not (tmp_path / "other").exists()
+    result = run_experiment(tiny(), allow_resuming_wandb_run=True, **elsewhere)
+    assert (result.run_dir / "metrics.jsonl").read_bytes() == (straight.run_dir / "metrics.jsonl").read_bytes()
+    a, b = result.run.load_checkpoint()[0], straight.run.load_checkpoint()[0]
+    assert all(torch.equal(a[k], b[k]) for k in b)
+    assert server.runs["oversight", "run"]["state"] == "finished"
+    with pytest.raises(FileExistsError, match="is finished"):
+        resume_experiment(result.run, tqdm_func=QUIET["tqdm_func"])
+
+
+def test_pushed_later(server, tmp_path):
+    result = run_experiment(tiny(), run_store=tmp_path, run_id="late", **QUIET | {"use_wandb": False})
+    result.run.label(add=["good"])
+    result.run.push("wandb")
+    there = server.runs["oversight", "late"]
+    assert there["tags"] == ["good"] and len(there["history"]) == 4
+    assert Run(find_run("late", tmp_path / "elsewhere").dir).latest_checkpoint() == 4
+
+
+def test_no_account(at_home, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    with pytest.raises(ParameterError, match="use_wandb.*wandb login.*WANDB_API_KEY.*WANDB_MODE=offline"):
+        run_experiment(tiny(), run_store=tmp_path / "runs", run_id="run", **QUIET)
+    assert RunStore(tmp_path / "runs").ids() == []
+
+
+def test_dotenv(at_home, monkeypatch, tmp_path):
+    from nip.wandb_tracking import where_to
+
+    monkeypatch.delenv("WANDB_PROJECT")
+    for name in ("WANDB_ENTITY", "WANDB_KEY", "WANDB_API_KEY"):  # taken back when the test ends
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    (tmp_path / ".env").write_text("WANDB_PROJECT=from-file\nWANDB_ENTITY=lab\nWANDB_KEY=secret\n")
+    monkeypatch.setenv("WANDB_ENTITY", "mine")
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "inner")
+    assert where_to(None) == ("from-file", "mine")
+    assert os.environ.pop("WANDB_API_KEY") == os.environ.pop("WANDB_KEY") == "secret"
+    os.environ.pop("WANDB_PROJECT")
+
+
+ACCOUNT = {name: os.environ.get(name) for name in ("WANDB_API_KEY", "NIP_TEST_WANDB_PROJECT")}
+
+
+@pytest.mark.skipif(None in ACCOUNT.values(), reason="set WANDB_API_KEY and NIP_TEST_WANDB_PROJECT to try a real account")
+def test_real_account(at_home, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_API_KEY", ACCOUNT["WANDB_API_KEY"])
+    monkeypatch.setenv("WANDB_PROJECT", ACCOUNT["NIP_TEST_WANDB_PROJECT"])
+    name = f"nip-test-{uuid.uuid4().hex[:8]}"
+    result = run_experiment(tiny(), run_store=tmp_path / "here", run_id=name, **QUIET)
+    tensors, again = result.run.load_checkpoint()[0], find_run(name, tmp_path / "elsewhere").load_checkpoint()[0]
+    assert all(torch.equal(tensors[k], again[k]) for k in tensors)
