@@ -55,7 +55,7 @@ def run_of(hyper_params: HyperParameters, name: str, run_store=None) -> Run:
         return find_run(
             p.checkpoint_run_id, run_store, p.checkpoint_project, p.checkpoint_entity, p.checkpoint_version
         )
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ParameterError) as error:  # the latter of a tracker: no account
         raise refusal(hyper_params, name, f"is not to be found ({error})") from None
 
 # %% ../nbs/80a_agent_checkpoints.ipynb #c009

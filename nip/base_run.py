@@ -47,7 +47,7 @@ def base_run_of(hyper_params: HyperParameters, run_store=None) -> Run:
     base = hyper_params.base_run
     try:
         return find_run(base.run_id, run_store, base.wandb_project, base.wandb_entity)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ParameterError) as error:  # the latter of a tracker: no account
         raise ParameterError("base_run.run_id", base.run_id, f"is not to be found ({error})") from None
 
 # %% ../nbs/11_base_run.ipynb #c009

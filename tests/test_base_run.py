@@ -50,6 +50,14 @@ def here(store, tmp_path):
     return RunStore(shutil.copytree(store.root, tmp_path / "runs"))
 
 
+@pytest.fixture(autouse=True)
+def no_trackers(monkeypatch):
+    "No test looks for runs elsewhere, whatever accounts there are"
+    local = {"local": (trackers["local"], {})}
+    list(trackers)  # all are registered from here on
+    monkeypatch.setattr(trackers, "_entries", local)
+
+
 def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(v == b[k] or (isnan(v) and isnan(b[k])) for k, v in a.items())
 
@@ -299,7 +307,7 @@ def test_an_agent_may_play_a_game_of_another_name(here):
 
 
 @pytest.fixture
-def shelf(store, tmp_path, monkeypatch):
+def shelf(no_trackers, store, tmp_path, monkeypatch):
     "A tracker that keeps the earlier runs for the project `shelf`, and notes what it is asked for"
     monkeypatch.setenv("NIP_DATA", str(tmp_path / "data"))
     asked = []
@@ -313,8 +321,7 @@ def shelf(store, tmp_path, monkeypatch):
             return shutil.copytree(store.open(run_id).dir, folder)
 
     trackers.register("shelf", Shelf)
-    yield asked
-    del trackers._entries["shelf"]
+    return asked
 
 
 @silent
@@ -342,6 +349,20 @@ def test_runs_come_from_a_tracker(shelf, store, tmp_path):
         prepare_experiment(
             hp.replace({"agents.prover.checkpoint_project": "drawer"}), run_store=tmp_path / "runs"
         )
+
+
+def test_a_tracker_without_an_account_does_not_hide_what_was_asked_for(shelf, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise ParameterError("use_wandb", True, "needs an account")
+
+    monkeypatch.setattr(trackers["shelf"], "fetch", refuse)
+    where = ExperimentSettings(run_store=tmp_path / "runs")
+    with pytest.raises(
+        ParameterError, match=r"base_run.run_id: 'nowhere' is not to be found \(use_wandb: needs"
+    ):
+        completed(asking("parameters", "nowhere"), where)
+    with pytest.raises(ParameterError, match=r"agents.prover.checkpoint_run_id: 'other' is not to be found"):
+        completed(mixed(), where)
 
 
 # What older versions wrote
