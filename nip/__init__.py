@@ -1,4 +1,4 @@
-__version__ = "0.1.0"
+__version__ = "2.0.0"
 
 from importlib import import_module
 
@@ -10,8 +10,9 @@ _MODULES = {
     "parameters": ["HyperParameters", "AgentsParameters", "ParameterError", "Parameters", "param", "register_parameters"],
     "groups": [
         "TextRlParameters", "PureTextEiParameters", "PureTextMaltParameters", "ImageClassificationParameters",
-        "CodeValidationParameters", "BaseRunParameters",
+        "CodeValidationParameters",
     ],
+    "base_run": ["BaseRunParameters"],
     "protocols": [
         "CommonProtocolParameters", "NipProtocolParameters", "DebateProtocolParameters", "MnipProtocolParameters",
         "ProtocolHandler", "SingleVerifierProtocolHandler", "DeterministicSingleVerifierProtocolHandler",

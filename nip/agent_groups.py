@@ -42,7 +42,7 @@ class PureTextAgentParameters(AgentParameters):
         None, gt=0, le=1
     )  # Share of probability that is sampled from; None: the provider's
     fine_tune_from_scratch: bool = True  # Each time from the base model, not from the last one
-    freeze_agent: bool = False  # Never fine-tune it
+    freeze_agent: bool = param(False, keep_for=("checkpoint",))  # Never fine-tune it
     max_response_words: int = param(150, ge=1)  # Words it is asked to keep to
     max_tokens_per_message: int | None = param(None, ge=1)  # Tokens it is held to; None: 1.5 per word
     num_invalid_generation_retries: int = param(20, ge=0)  # Attempts at a reply that can be read

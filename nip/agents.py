@@ -5,7 +5,7 @@
 # %% ../nbs/40_agents.ipynb #c002
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 
 import torch
@@ -84,17 +84,23 @@ UpdateSchedule = ConstantUpdateSchedule | ContiguousPeriodicUpdateSchedule | Alt
 class AgentParameters(Parameters):
     "Parameters of every agent"
 
-    agent_lr_factor: LrFactors | None = None  # Factors on the base learning rate
-    body_lr_factor: LrFactors | None = None  # Further factors for the body
-    update_schedule: UpdateSchedule = field(default_factory=ConstantUpdateSchedule)  # When the agent learns
+    agent_lr_factor: LrFactors | None = param(
+        None, keep_for=("checkpoint",)
+    )  # Factors on the base learning rate
+    body_lr_factor: LrFactors | None = param(None, keep_for=("checkpoint",))  # Further factors for the body
+    update_schedule: UpdateSchedule = param(
+        default_factory=ConstantUpdateSchedule, keep_for=("checkpoint",)
+    )  # When the agent learns
     use_manual_architecture: bool = False  # A hand-written policy, where the scenario has one
     normalize_message_history: bool = False  # Standardise the message history before the body reads it
-    load_checkpoint_and_parameters: bool = False  # Take weights and parameters from an earlier run
-    checkpoint_entity: str | None = None  # Owner of that run
-    checkpoint_project: str | None = None  # Project of that run
-    freeze_agent: bool = False  # Play, but never learn
-    checkpoint_run_id: str | None = None  # Name of that run
-    checkpoint_version: str = "latest"  # Which of its checkpoints
+    load_checkpoint_and_parameters: bool = param(
+        False, keep_for=("checkpoint",)
+    )  # Take weights and parameters from an earlier run
+    checkpoint_entity: str | None = param(None, keep_for=("checkpoint",))  # Owner of that run
+    checkpoint_project: str | None = param(None, keep_for=("checkpoint",))  # Project of that run
+    freeze_agent: bool = param(False, keep_for=("checkpoint",))  # Play, but never learn
+    checkpoint_run_id: str | None = param(None, keep_for=("checkpoint",))  # Name of that run
+    checkpoint_version: str = param("latest", keep_for=("checkpoint",))  # Which of its checkpoints
     use_orthogonal_initialisation: bool = True  # Orthogonal weights, zero biases
     orthogonal_initialisation_gain: float = param(1.0, gt=0)  # Gain of the orthogonal weights
 
@@ -236,6 +242,10 @@ class Agent:
     @property
     def num_parameters(self) -> int:
         return sum(part.num_parameters for part in self.parts.values())
+
+    def modules(self) -> list[nn.Module]:
+        "All modules of all parts"
+        return [m for part in self.parts.values() for m in part.modules()]
 
     def state_dict(self) -> dict[str, Tensor]:
         "All weights and buffers, as `part.name`"

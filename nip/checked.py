@@ -106,7 +106,9 @@ def param(
     le=None,  # Upper bound
     lt=None,  # Upper bound, exclusive
     finite: bool = True,  # Whether NaN and infinity are refused
-    keep_for: tuple[str, ...] = (),  # Types of `base_run` under which a new run keeps its own value
+    keep_for: tuple[
+        str, ...
+    ] = (),  # Types of `base_run`, and `"checkpoint"` for agents: where an earlier run's are taken, the new run keeps its own value
     default_factory=None,  # Makes the default, where it is mutable
 ):
     "A dataclass field with conditions on its value; in a list, they hold for each item"

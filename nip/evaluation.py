@@ -19,6 +19,7 @@ from .run_store import find_run
 from tensordict import TensorDict
 from torch import Tensor
 
+from .agent_checkpoints import without_checkpoints
 from .agents import below
 from .data import Dataset
 from .environment import MAX_EPISODE_SEED
@@ -111,7 +112,7 @@ def player(
     keep: Iterable[str] | None = None,  # Agents that play with the weights they have learned; None: all
 ):
     "A trainer with everything in place to play, and to learn"
-    hyper_params = hyper_params or t.hyper_params
+    hyper_params = without_checkpoints(hyper_params or t.hyper_params)  # all weights are in `t`
     instance = build_scenario_instance(hyper_params, t.settings, datasets=datasets or t.datasets)
     trainer = trainers[hyper_params.trainer](instance)
     trainer.prepare()

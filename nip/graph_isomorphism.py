@@ -61,7 +61,9 @@ class GraphIsomorphismAgentParameters(HeadParameters):
     use_pair_invariant_pooling: bool = (
         True  # Give sum and difference of the two graphs in place of each graph
     )
-    gnn_lr_factor: LrFactors | None = None  # Factors on the learning rate of the message passing layers
+    gnn_lr_factor: LrFactors | None = param(
+        None, keep_for=("checkpoint",)
+    )  # Factors on the learning rate of the message passing layers
     node_selector: str = param("mlp", choices=message_selectors)  # How the agent chooses the node to name
     gnn_readout: str = param(
         "last", choices=("last", "every_layer")

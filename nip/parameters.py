@@ -38,6 +38,7 @@ from nip.checked import (
     valid_hint,
 )
 from .registry import Registry, nearest
+from .versions import up_to_date
 
 _all_ = ["ParameterError", "UnknownParameter", "Parameters", "param"]  # at hand for whoever registers a group
 
@@ -124,7 +125,9 @@ class HyperParameters(Parameters):
     functionalize_modules: bool = False  # Accepted for the sake of old files; without effect
     pretrain_agents: bool = False  # Supervised training of bodies (`solo_agent`) comes first
     test_size: float = param(0.2, ge=0, lt=1)  # Share kept for testing, where the data has no test split
-    test_dataset_split: str = param("test", choices=("test", "validation"))  # Split to test on
+    test_dataset_split: str = param(
+        "test", choices=("test", "validation"), keep_for=("rerun_tests",)
+    )  # Split to test on
     d_representation: int = param(16, ge=1)  # Width of a body's output
     message_size: int = param(1, ge=1)  # Messages sent at once
     include_linear_message_space: bool = False  # Send a number beside the message about the instance
@@ -227,6 +230,18 @@ def to_dict(
 
     meta = {"_package_name": "nip", "_package_version": __version__} if include_package_meta else {}
     return Parameters.to_dict(self) | meta
+
+
+@patch(cls_method=True)
+def from_dict(
+    cls: HyperParameters,
+    d: Mapping,  # As by `to_dict`, of this version or an older one; parameters that are left out have their defaults
+    ignore_extra_keys: bool = False,  # Pass over parameters that do not exist, here and further inside
+):
+    "The hyper-parameters that a dict describes"
+    return Parameters.from_dict.__func__(
+        cls, up_to_date(d) if isinstance(d, Mapping) else d, ignore_extra_keys
+    )
 
 # %% ../nbs/10_parameters.ipynb #c026
 class _Loader(yaml.SafeLoader):

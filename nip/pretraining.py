@@ -14,6 +14,7 @@ import safetensors.torch
 from filelock import FileLock
 from torch import Tensor
 
+from .agent_checkpoints import to_load, without_checkpoints
 from .data import cache_dir
 from .scenario import ScenarioInstance, build_scenario_instance
 from .solo import SoloAgentTrainer, can_learn
@@ -91,7 +92,7 @@ def kept_body(folder: Path) -> tuple[dict[str, Tensor], dict[str, float]] | None
 def train_body(instance: ScenarioInstance, agent: str) -> tuple[dict[str, Tensor], dict[str, float]]:
     "Weights of the body of `agent` after supervised training, and what it measured"
     default = {a: {} for a in instance.agents if a not in can_learn(instance.hyper_params, instance.agents)}
-    hp = instance.hyper_params.replace(
+    hp = without_checkpoints(instance.hyper_params).replace(
         {"trainer": "solo_agent", "pretrain_agents": False} | {f"agents.{a}": p for a, p in default.items()}
     )
     school = build_scenario_instance(hp, instance.settings, (instance.train_dataset, instance.test_dataset))
@@ -105,9 +106,9 @@ def train_body(instance: ScenarioInstance, agent: str) -> tuple[dict[str, Tensor
 
 
 def pretrain(instance: ScenarioInstance) -> dict[str, float]:
-    "Give every agent that can learn a pretrained body, from the cache where it is there; metrics as `agent.pretrain_…`"
-    found = {}
-    for agent in can_learn(instance.hyper_params, instance.agents):
+    "Give every agent that can learn, and has no weights of an earlier run, a pretrained body, from the cache where it is there; metrics as `agent.pretrain_…`"
+    found, brought = {}, to_load(instance.hyper_params)
+    for agent in (a for a in can_learn(instance.hyper_params, instance.agents) if a not in brought):
         recipe = body_recipe(instance, agent)
         folder = body_folder(recipe)
         folder.parent.mkdir(parents=True, exist_ok=True)

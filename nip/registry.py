@@ -47,6 +47,7 @@ class UnknownName(KeyError):
 COMPONENT_MODULES = [
     "nip.wandb_tracking",
     "nip.more_trackers",
+    "nip.base_run",
     "nip.groups",
     "nip.protocols",
     "nip.zero_knowledge",

@@ -142,6 +142,8 @@ def reproduce(
     }
     name = next(n for i in count(1) if not (then.dir.parent / (n := f"{then.id}.again-{i}")).exists())
     hyper_params = HyperParameters.from_dict(then.hyper_params)
+    if hyper_params.base_run.base_run_type == "parameters":  # the record is complete, and needs no other run
+        hyper_params = hyper_params.replace({"base_run.base_run_type": "none"})
     settings = settings_of(then) | alone | kwargs
     now = run_experiment(hyper_params, run_store=then.dir.parent, run_id=name, **settings).run
     before, after = recorded(then), recorded(now)

@@ -14,6 +14,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from .agent_checkpoints import to_load
 from .agents import LrFactors
 from .combined import IMPOSSIBLE, ActionSampler, is_possible, may_decide
 from .environment import MAX_EPISODE_SEED, Environment
@@ -424,8 +425,10 @@ def prime_statistics(self: RlTrainer) -> None:
             frames.append(self.observed(td).clone())
             _, td = env.step_and_maybe_reset(self.sampler(td))
         seen = torch.cat(frames)
+        brought = {m for a in to_load(self.hyper_params) for m in self.instance.agents[a].modules()}
         for kind in (ObservationNorm, RunningNorm):
-            with gathering_statistics(*self.norms(kind), kind=kind):
+            norms = [m for m in self.norms(kind) if m not in brought]  # an earlier run's agent has its own
+            with gathering_statistics(*norms, kind=kind):
                 self.act(seen, sample=False)
     self.state_of_play = env.reset()
 

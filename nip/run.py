@@ -15,12 +15,14 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from fastcore.meta import delegates
-from .run_store import find_run
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .agent_checkpoints import completed, without_checkpoints
 from .parameters import HyperParameters, ParameterError, trainers
 from .pretraining import pretrain
 from .registry import Registry
+from .rerun_tests import rerun_tests
+from .run_store import find_run
 from .scenario import ScenarioInstance, build_scenario_instance
 from .settings import ExperimentSettings
 from .tracking import Run, RunStore
@@ -131,13 +133,18 @@ def run_experiment(hyper_params: HyperParameters, **kwargs) -> Result:
     "Build, train, test and record the experiment that `hyper_params` describe; other arguments make `ExperimentSettings`"
     settings = ExperimentSettings(**kwargs)
     hyper_params.validate()
-    run = begin(hyper_params, settings)
+    hyper_params = completed(hyper_params, settings)
+    run, rerun = begin(hyper_params, settings), hyper_params.base_run.base_run_type == "rerun_tests"
     with _recorded(run), _threads(settings.num_threads), _attention(settings):
-        instance = build_scenario_instance(hyper_params, settings)
+        has_weights = rerun or (
+            run is not None and run.start is not None
+        )  # those of a checkpoint, for all agents
+        asked = without_checkpoints(hyper_params) if has_weights else hyper_params
+        instance = build_scenario_instance(asked, settings)
         trainer = trainers[hyper_params.trainer](instance, run)
-        if hyper_params.pretrain_agents and not (run and run.start is not None):
+        if hyper_params.pretrain_agents and not has_weights:
             trainer.before = pretrain(instance)
-        metrics = trainer.train()
+        metrics = rerun_tests(trainer) if rerun else trainer.train()
         status = "interrupted" if trainer.stop else "finished"
         if run:
             run.finish(status, metrics)
@@ -184,8 +191,10 @@ class Preparation:
 @delegates(ExperimentSettings)
 def prepare_experiment(hyper_params: HyperParameters, **kwargs) -> Preparation:
     "Build everything, without training; tells the number of iterations"
+    settings = ExperimentSettings(**kwargs)
     hyper_params.validate()
-    instance = build_scenario_instance(hyper_params, ExperimentSettings(**kwargs))
+    hyper_params = completed(hyper_params, settings)
+    instance = build_scenario_instance(hyper_params, settings)
     total = trainers[hyper_params.trainer].num_iterations(hyper_params)
     return Preparation(instance, total, {a: agent.num_parameters for a, agent in instance.agents.items()})
 

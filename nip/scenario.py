@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from .agent_checkpoints import check_sources, load_agents
 from .agents import Agent, AgentPart, ConstantValueHead, PartContext, RandomBody, RandomPolicyHead, below
 from .combined import CombinedBody, CombinedPolicyHead, CombinedValueHead
 from .data import Dataset
@@ -25,13 +26,12 @@ from .registry import html_table
 from .settings import ExperimentSettings, derive_seed, seeded
 
 # %% auto #0
-__all__ = ['NOT_AVAILABLE', 'NOT_AVAILABLE_FOR_AGENTS', 'PART_MAKERS', 'RANDOM_PARTS', 'check_available', 'Scenario',
-           'register_scenario', 'build_agent', 'ScenarioInstance', 'build_datasets', 'build_message_spaces',
-           'build_environments', 'combine_agents', 'build_scenario_instance']
+__all__ = ['NOT_AVAILABLE', 'PART_MAKERS', 'RANDOM_PARTS', 'check_available', 'Scenario', 'register_scenario', 'build_agent',
+           'ScenarioInstance', 'build_datasets', 'build_message_spaces', 'build_environments', 'combine_agents',
+           'build_scenario_instance']
 
 # %% ../nbs/81_scenario.ipynb #c005
-NOT_AVAILABLE = {"base_run.base_run_type": "none", "test_dataset_split": "test"}
-NOT_AVAILABLE_FOR_AGENTS = {"load_checkpoint_and_parameters": False}
+NOT_AVAILABLE = {"test_dataset_split": "test"}
 
 
 def check_available(hyper_params) -> None:
@@ -39,15 +39,6 @@ def check_available(hyper_params) -> None:
     for path, value in NOT_AVAILABLE.items():
         if hyper_params.get(path) != value:
             raise ParameterError(path, hyper_params.get(path), "is not available in this version", [value])
-    for agent, params in hyper_params.agents.items():
-        for name, value in NOT_AVAILABLE_FOR_AGENTS.items():
-            if getattr(params, name, value) != value:
-                raise ParameterError(
-                    f"agents.{agent}.{name}",
-                    getattr(params, name),
-                    "is not available in this version",
-                    [value],
-                )
 
 # %% ../nbs/81_scenario.ipynb #c007
 class Scenario:
@@ -66,6 +57,7 @@ class Scenario:
     def check_parameters(cls, hyper_params) -> None:
         "Raise `ParameterError` for what this scenario cannot do"
         check_available(hyper_params)
+        check_sources(hyper_params)
         for agent, params in hyper_params.agents.items():
             if getattr(params, "use_manual_architecture", False) and not cls.manual_parts:
                 why = f"is not possible: {hyper_params.scenario!r} has no hand-written agents"
@@ -229,6 +221,7 @@ def build_scenario_instance(
     agents = {
         name: build_agent(scenario, protocol, spaces, name, part_names) for name in protocol.agent_names
     }
+    load_agents(hyper_params, agents, settings.run_store)
     combined = combine_agents(scenario, protocol, spaces, agents)
     for module in combined.values():
         module.to(settings.device).eval()

@@ -13,6 +13,7 @@ from functools import partial
 from fastcore.meta import delegates
 from tqdm import tqdm
 
+from .agent_checkpoints import completed
 from .evaluation import evaluate
 from .parameters import HyperParameters, ParameterError
 from .run import run_experiment
@@ -28,7 +29,9 @@ def finished(store: RunStore, run_id: str, hyper_params: dict) -> Run | None:
     if run_id not in store:
         return None
     run = store.open(run_id)
-    if HyperParameters.from_dict(run.hyper_params) != HyperParameters.from_dict(hyper_params):
+    settings = ExperimentSettings(run_store=store, run_id=run_id)
+    asked = completed(HyperParameters.from_dict(hyper_params), settings)
+    if HyperParameters.from_dict(run.hyper_params) != asked:
         raise ParameterError(
             "run_id", run_id, f"is the name of a run with other hyper-parameters, in {store.root.name}"
         )

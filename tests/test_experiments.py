@@ -262,9 +262,7 @@ REFUSED = {
         "message_regression.enabled": True,
     },
     "spg.stackelberg_sequence": {"trainer": "spg", "spg.stackelberg_sequence": [["verifier"]]},
-    "agents.verifier.load_checkpoint_and_parameters": {
-        "agents.verifier.load_checkpoint_and_parameters": True
-    },
+    "agents.verifier.checkpoint_run_id": {"agents.verifier.load_checkpoint_and_parameters": True},
     "agents.verifier.node_selector": {"agents.verifier.node_selector": "likenes"},
 }
 
