@@ -74,7 +74,8 @@ def warn_of_agents(new: HyperParameters, earlier: HyperParameters, run_id: str) 
         if type(mine) is not type(theirs):
             found.append(f"agents.{name} is a {type(mine).__name__} here and a {type(theirs).__name__} there")
             continue
-        pairs = {k: (getattr(mine, k), getattr(theirs, k)) for k in mine._specs()}
+        asked = {k: getattr(mine, k) for k in mine._specs() if getattr(mine, k) != getattr(type(mine)(), k)}
+        pairs = {k: (value, getattr(theirs, k)) for k, value in asked.items()}
         found += [f"agents.{name}.{k} is {a!r} here and {b!r} there" for k, (a, b) in pairs.items() if a != b]
     if found:
         text = "; ".join(found)

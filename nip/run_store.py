@@ -249,7 +249,7 @@ def find_run(
         if "fetch" in vars(tracker):
             try:
                 return fetched(name, str(run), project, entity, version)
-            except FileNotFoundError as error:
+            except (FileNotFoundError, ParameterError) as error:  # the latter: no account
                 where.append(f"{name}: {error}")
     raise FileNotFoundError("; ".join(where) or f"no tracker keeps run {run!r}")
 

@@ -12,6 +12,7 @@ import shutil
 import sys
 import warnings
 from dataclasses import is_dataclass
+from importlib import import_module
 from io import StringIO
 from pathlib import Path
 from textwrap import dedent
@@ -95,7 +96,8 @@ class ShowDocs(processors.exec_show_docs):
             (c.directives_["default_exp"] for c in self.nb.cells if "default_exp" in c.directives_), None
         )
         if exported:
-            self.k.run_cell(f"from nip.{exported[0]} import *")
+            module = import_module(f"nip.{exported[0]}")  # what it patches may be another module's
+            self.k.user_ns |= {name: value for name, value in vars(module).items() if name[:1] != "_"}
 
     def __call__(self, cell):
         shown = SHOW_DOC.search(cell.source or "") if cell.cell_type == "code" else None
