@@ -176,9 +176,8 @@ def bench(args) -> int:
 # %% ../nbs/99_cli.ipynb #c016
 def evaluate_run(args) -> int:
     "Completeness, soundness under attack, worst case, controls and ceilings of a finished run"
-    from nip.run_store import find_run
-
     from nip.evaluation import evaluate
+    from nip.run_store import find_run
 
     run = find_run(args.run)
     found = evaluate(
@@ -265,7 +264,6 @@ def export_run(args) -> int:
 def push_run(args) -> int:
     "Tell a tracker (wandb, trackio, tensorboard) of a run that is over"
     from nip.run_store import find_run
-
     from nip.settings import ExperimentSettings
 
     settings = ExperimentSettings(

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fastcore.basics import patch
-from .run_store import find_run
 
 from .evaluation import Evaluation, Measure
+from .run_store import find_run
 from .tracking import RunStore
 
 # %% auto #0

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from fastcore.basics import patch
-from .run_store import find_run
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from .environment import MAX_EPISODE_SEED
 from .parameters import HyperParameters, ParameterError, Parameters, scenarios, trainers
 from .protocol import ACCEPT, REJECT, build_protocol_handler
 from .registry import html_table
+from .run_store import find_run
 from .scenario import build_datasets, build_scenario_instance
 from .settings import ExperimentSettings, derive_seed, generator
 from .statistics import confidence_interval, per_instance

@@ -358,7 +358,8 @@ def test_a_tracker_without_an_account_does_not_hide_what_was_asked_for(shelf, tm
     monkeypatch.setattr(trackers["shelf"], "fetch", refuse)
     where = ExperimentSettings(run_store=tmp_path / "runs")
     with pytest.raises(
-        ParameterError, match=r"base_run.run_id: 'nowhere' is not to be found \(no run 'nowhere' in .*use_wandb: needs"
+        ParameterError,
+        match=r"base_run.run_id: 'nowhere' is not to be found \(no run 'nowhere' in .*use_wandb: needs",
     ):
         completed(asking("parameters", "nowhere"), where)
     with pytest.raises(ParameterError, match=r"agents.prover.checkpoint_run_id: 'other' is not to be found"):

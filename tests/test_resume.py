@@ -19,7 +19,11 @@ from nip.run import resume_experiment
 
 FEW = {"rl.num_iterations": 6, "rl.num_test_iterations": 1, "rl.frames_per_batch": None, "rl.rollouts_per_iteration": 24,
        "rl.num_epochs": 2, "rl.minibatch_size": 32, "rl.num_normalization_steps": 24, "rl.anneal_lr": True}  # fmt: skip
-READERS = {"message_regression.enabled": True, "message_regression.reset_on_fit": False, "message_regression.mlp_num_epochs": 1}
+READERS = {
+    "message_regression.enabled": True,
+    "message_regression.reset_on_fit": False,
+    "message_regression.mlp_num_epochs": 1,
+}
 
 # Each has state of another kind: games in play, penalties, readers of messages, twins, bodies of their own, schedules.
 CASES = {
@@ -93,7 +97,13 @@ def kill_often(processes, case: str, folder: Path, kills: int) -> None:
     assert trained(processes, hyper_params, str(folder), "straight") == 0
     whole, killed = time.monotonic() - began, 0
     for _ in range(3 * kills):
-        if killed == kills or trained(processes, hyper_params, str(folder), "broken", after=moments.uniform(0.05, 0.7 * whole)) == 0:
+        if (
+            killed == kills
+            or trained(
+                processes, hyper_params, str(folder), "broken", after=moments.uniform(0.05, 0.7 * whole)
+            )
+            == 0
+        ):
             break
         killed += 1
         if "broken" in store:
@@ -138,18 +148,26 @@ def test_asked_to_stop(processes, tmp_path, how):
 
 
 def test_a_damaged_checkpoint_costs_one_step(tmp_path):
-    hyper_params, quiet = experiment("ppo"), {"run_store": tmp_path, "tqdm_func": partial(tqdm, disable=True), "checkpoint_minutes": 0}
+    hyper_params, quiet = (
+        experiment("ppo"),
+        {"run_store": tmp_path, "tqdm_func": partial(tqdm, disable=True), "checkpoint_minutes": 0},
+    )
     straight = run_experiment(hyper_params, run_id="straight", **quiet).run
     run_experiment(hyper_params, run_id="broken", stop_after=4, **quiet)
     newest = tmp_path / "broken" / "checkpoints" / "000004" / "weights.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1])
-    with pytest.warns(UserWarning, match="checkpoint 000004 of run broken is damaged: wrong checksum; passed over"):
+    with pytest.warns(
+        UserWarning, match="checkpoint 000004 of run broken is damaged: wrong checksum; passed over"
+    ):
         broken = run_experiment(hyper_params, run_id="broken", **quiet).run
     check_same(straight, broken)
 
 
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
-    hyper_params, quiet = experiment("ppo"), {"run_store": tmp_path, "tqdm_func": partial(tqdm, disable=True), "checkpoint_minutes": 0}
+    hyper_params, quiet = (
+        experiment("ppo"),
+        {"run_store": tmp_path, "tqdm_func": partial(tqdm, disable=True), "checkpoint_minutes": 0},
+    )
     straight = run_experiment(hyper_params, run_id="straight", **quiet).run
     calls, fsync = iter(range(10**6)), os.fsync
 
@@ -187,7 +205,14 @@ def test_what_must_not_go_on(tmp_path):
 def test_checkpoints_leave_no_trace_and_are_pruned(tmp_path):
     quiet = {"run_store": tmp_path, "tqdm_func": partial(tqdm, disable=True), "checkpoint_minutes": None}
     seldom = run_experiment(experiment("spg"), run_id="seldom", **quiet).run
-    often = run_experiment(experiment("spg"), run_id="often", checkpoint_period=1, keep_checkpoints=1, keep_checkpoint_every=2, **quiet).run
+    often = run_experiment(
+        experiment("spg"),
+        run_id="often",
+        checkpoint_period=1,
+        keep_checkpoints=1,
+        keep_checkpoint_every=2,
+        **quiet,
+    ).run
     assert (seldom.checkpoints, often.checkpoints) == ([6], [2, 4, 6])
     check_same(seldom, often)
     assert json.loads((often.dir / "rollouts" / "test.json").read_text())[0]["over"]

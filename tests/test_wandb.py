@@ -25,7 +25,12 @@ def tiny(**changes) -> HyperParameters:
     return HyperParameters.construct_test_params("parity", "vanilla_ppo", "parity4").replace(FEW | changes)
 
 
-QUIET = {"tqdm_func": partial(tqdm, disable=True), "checkpoint_minutes": None, "checkpoint_period": 2, "use_wandb": True}
+QUIET = {
+    "tqdm_func": partial(tqdm, disable=True),
+    "checkpoint_minutes": None,
+    "checkpoint_period": 2,
+    "use_wandb": True,
+}
 
 
 @pytest.fixture
@@ -72,7 +77,9 @@ def records(file) -> list:
 
 def test_offline(at_home, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    result = run_experiment(tiny(), run_store=tmp_path, run_id="run", tags=["one"], wandb_tags=["two"], wandb_group="g", **QUIET)
+    result = run_experiment(
+        tiny(), run_store=tmp_path, run_id="run", tags=["one"], wandb_tags=["two"], wandb_group="g", **QUIET
+    )
     (file,) = result.run_dir.glob("wandb/offline-run-*/run-run.wandb")
     kept = records(file)
     (run,) = (r.run for r in kept if r.HasField("run"))
@@ -80,7 +87,9 @@ def test_offline(at_home, monkeypatch, tmp_path):
     assert HyperParameters.from_dict({k: v for k, v in config.items() if k != "_wandb"}) == tiny()
     assert (run.project, run.run_group, list(run.tags)) == ("oversight", "g", ["one", "two"])
     name = lambda item: item.key or ".".join(item.nested_key)
-    rows = [{name(i): json.loads(i.value_json) for i in r.history.item} for r in kept if r.HasField("history")]
+    rows = [
+        {name(i): json.loads(i.value_json) for i in r.history.item} for r in kept if r.HasField("history")
+    ]
     assert [row["iteration"] for row in rows] == [0, 1, 2, 3]
     assert [row["mean_accuracy"] for row in rows] == result.history["mean_accuracy"].tolist()
     artifacts = [r.request.log_artifact.artifact for r in kept if r.request.HasField("log_artifact")]
@@ -116,11 +125,16 @@ def test_goes_on_where_no_folder_of_it_is(server, tmp_path):
     elsewhere = {"run_store": tmp_path / "other", "run_id": "run", **QUIET}
     with pytest.raises(ParameterError, match="allow_resuming_wandb_run=True goes on with it"):
         run_experiment(tiny(), **elsewhere)
-    with pytest.raises(ParameterError, match=r"other hyper-parameters on Weights & Biases \(rl.lr\); allow_overriding_wandb_config"):
+    with pytest.raises(
+        ParameterError,
+        match=r"other hyper-parameters on Weights & Biases \(rl.lr\); allow_overriding_wandb_config",
+    ):
         run_experiment(tiny(**{"rl.lr": 0.5}), allow_resuming_wandb_run=True, **elsewhere)
     assert not (tmp_path / "other").exists()
     result = run_experiment(tiny(), allow_resuming_wandb_run=True, **elsewhere)
-    assert (result.run_dir / "metrics.jsonl").read_bytes() == (straight.run_dir / "metrics.jsonl").read_bytes()
+    assert (result.run_dir / "metrics.jsonl").read_bytes() == (
+        straight.run_dir / "metrics.jsonl"
+    ).read_bytes()
     a, b = result.run.load_checkpoint()[0], straight.run.load_checkpoint()[0]
     assert all(torch.equal(a[k], b[k]) for k in b)
     assert server.runs["oversight", "run"]["state"] == "finished"
@@ -163,11 +177,16 @@ def test_dotenv(at_home, monkeypatch, tmp_path):
 ACCOUNT = {name: os.environ.get(name) for name in ("WANDB_API_KEY", "NIP_TEST_WANDB_PROJECT")}
 
 
-@pytest.mark.skipif(None in ACCOUNT.values(), reason="set WANDB_API_KEY and NIP_TEST_WANDB_PROJECT to try a real account")
+@pytest.mark.skipif(
+    None in ACCOUNT.values(), reason="set WANDB_API_KEY and NIP_TEST_WANDB_PROJECT to try a real account"
+)
 def test_real_account(at_home, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_API_KEY", ACCOUNT["WANDB_API_KEY"])
     monkeypatch.setenv("WANDB_PROJECT", ACCOUNT["NIP_TEST_WANDB_PROJECT"])
     name = f"nip-test-{uuid.uuid4().hex[:8]}"
     result = run_experiment(tiny(), run_store=tmp_path / "here", run_id=name, **QUIET)
-    tensors, again = result.run.load_checkpoint()[0], find_run(name, tmp_path / "elsewhere").load_checkpoint()[0]
+    tensors, again = (
+        result.run.load_checkpoint()[0],
+        find_run(name, tmp_path / "elsewhere").load_checkpoint()[0],
+    )
     assert all(torch.equal(tensors[k], again[k]) for k in tensors)

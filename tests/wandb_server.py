@@ -19,7 +19,11 @@ ENTITY = "tester"
 def connection(nodes: list[dict]) -> dict:
     "A list as GraphQL pages it"
     edges = [{"node": node, "cursor": str(i)} for i, node in enumerate(nodes)]
-    return {"edges": edges, "pageInfo": {"endCursor": str(len(edges)), "hasNextPage": False}, "totalCount": len(edges)}
+    return {
+        "edges": edges,
+        "pageInfo": {"endCursor": str(len(edges)), "hasNextPage": False},
+        "totalCount": len(edges),
+    }
 
 
 def strict(value) -> str:
@@ -106,16 +110,24 @@ class WandbServer:
 
     def on_RunResumeStatus(self, v, query):
         bucket = self.bucket(v["project"], v["name"])
-        where = {"id": f"project-{v['project']}", "name": v["project"], "entity": {"id": ENTITY, "name": ENTITY}}
+        where = {
+            "id": f"project-{v['project']}",
+            "name": v["project"],
+            "entity": {"id": ENTITY, "name": ENTITY},
+        }
         return {"model": where | {"bucket": bucket}}
 
     def on_Run(self, v, query):
-        return {"project": {"internalId": "1", "run": self.bucket(v["project"], v.get("name") or v.get("run"))}}
+        return {
+            "project": {"internalId": "1", "run": self.bucket(v["project"], v.get("name") or v.get("run"))}
+        }
 
     def stream(self, project: str, name: str, sent: dict) -> None:
         run = self.runs[project, name]
         history = sent.get("files", {}).get("wandb-history.jsonl", {})
-        run["history"] = run["history"][: history.get("offset", 0)] + history["content"] if history else run["history"]
+        run["history"] = (
+            run["history"][: history.get("offset", 0)] + history["content"] if history else run["history"]
+        )
         if summary := sent.get("files", {}).get("wandb-summary.json"):
             run["summary"] |= json.loads(summary["content"][0])
         if sent.get("complete"):
@@ -128,14 +140,23 @@ class WandbServer:
 
     def on_CreateRunFiles(self, v, query):
         files = [{"name": f, "uploadUrl": self.place(v["project"], v["run"], f)} for f in v["files"]]
-        return {"createRunFiles": {"runID": f"run-{v['project']}-{v['run']}", "uploadHeaders": [], "files": files}}
+        return {
+            "createRunFiles": {"runID": f"run-{v['project']}-{v['run']}", "uploadHeaders": [], "files": files}
+        }
 
     # Artifacts: a version is created with its digest, its manifest and files are uploaded, and then it is committed
 
     def on_CreateArtifact(self, v, query):
         key = (v["projectName"], v["artifactCollectionName"])
         versions = self.collections[key]
-        same = next((a for a in map(self.artifacts.get, versions) if a["digest"] == v["digest"] and a["state"] == "COMMITTED"), None)
+        same = next(
+            (
+                a
+                for a in map(self.artifacts.get, versions)
+                if a["digest"] == v["digest"] and a["state"] == "COMMITTED"
+            ),
+            None,
+        )
         made = same or {"id": f"artifact-{len(self.artifacts)}", "state": "PENDING", "digest": v["digest"], "key": key, "aliases": [],
                         "metadata": v.get("metadata") or "{}", "type": v["artifactTypeName"], "index": len(versions),
                         "description": v.get("description"), "manifest": None}  # fmt: skip
@@ -143,8 +164,17 @@ class WandbServer:
             self.artifacts[made["id"]] = made
             versions.append(made["id"])
         self.give_aliases(made, [a["alias"] for a in v.get("aliases") or []])
-        sequence = {"id": "/".join(key), "latestArtifact": {"id": versions[-2], "versionIndex": len(versions) - 2} if len(versions) > 1 else None}
-        return {"createArtifact": {"artifact": {"id": made["id"], "state": made["state"], "artifactSequence": sequence}}}
+        sequence = {
+            "id": "/".join(key),
+            "latestArtifact": {"id": versions[-2], "versionIndex": len(versions) - 2}
+            if len(versions) > 1
+            else None,
+        }
+        return {
+            "createArtifact": {
+                "artifact": {"id": made["id"], "state": made["state"], "artifactSequence": sequence}
+            }
+        }
 
     def give_aliases(self, artifact: dict, aliases: list[str]) -> None:
         for other in map(self.artifacts.get, self.collections[artifact["key"]]):
@@ -153,8 +183,18 @@ class WandbServer:
 
     def on_CreateArtifactManifest(self, v, query):
         url = self.place("manifests", v["artifactID"])
-        file = {"id": "file", "name": v["name"], "displayName": v["name"], "uploadUrl": url, "uploadHeaders": []}
-        return {"createArtifactManifest": {"artifactManifest": {"id": f"manifest-{v['artifactID']}", "file": file}}}
+        file = {
+            "id": "file",
+            "name": v["name"],
+            "displayName": v["name"],
+            "uploadUrl": url,
+            "uploadHeaders": [],
+        }
+        return {
+            "createArtifactManifest": {
+                "artifactManifest": {"id": f"manifest-{v['artifactID']}", "file": file}
+            }
+        }
 
     on_UpdateArtifactManifest = on_CreateArtifactManifest
 
@@ -168,12 +208,26 @@ class WandbServer:
 
     def on_CommitArtifact(self, v, query):
         self.artifacts[v["artifactID"]]["state"] = "COMMITTED"
-        return {"commitArtifact": {"artifact": {"id": v["artifactID"], "digest": self.artifacts[v["artifactID"]]["digest"]}}}
+        return {
+            "commitArtifact": {
+                "artifact": {"id": v["artifactID"], "digest": self.artifacts[v["artifactID"]]["digest"]}
+            }
+        }
 
     def described(self, artifact: dict) -> dict:
         project, name = artifact["key"]
-        where = {"id": f"project-{project}", "internalId": "1", "name": project, "entity": {"id": ENTITY, "name": ENTITY}}
-        collection = {"__typename": "ArtifactSequence", "id": "/".join(artifact["key"]), "name": name, "project": where}
+        where = {
+            "id": f"project-{project}",
+            "internalId": "1",
+            "name": project,
+            "entity": {"id": ENTITY, "name": ENTITY},
+        }
+        collection = {
+            "__typename": "ArtifactSequence",
+            "id": "/".join(artifact["key"]),
+            "name": name,
+            "project": where,
+        }
         aliases = [{"__typename": "ArtifactAlias", "id": a, "alias": a, "artifactCollection": collection}
                    for a in (*artifact["aliases"], f"v{artifact['index']}")]  # fmt: skip
         fields = {k: artifact[k] for k in ("id", "state", "digest", "metadata", "description")}
@@ -184,7 +238,11 @@ class WandbServer:
 
     def found(self, project: str, name: str) -> dict | None:
         collection, _, alias = name.partition(":")
-        versions = [a for a in map(self.artifacts.get, self.collections.get((project, collection), [])) if a["state"] == "COMMITTED"]
+        versions = [
+            a
+            for a in map(self.artifacts.get, self.collections.get((project, collection), []))
+            if a["state"] == "COMMITTED"
+        ]
         return next((a for a in versions if alias in (*a["aliases"], f"v{a['index']}")), None)
 
     def on_ArtifactMembershipByName(self, v, query):
@@ -198,7 +256,10 @@ class WandbServer:
         return {"project": {"artifactCollectionMembership": member}}
 
     def on_ArtifactType(self, v, query):
-        known = next((a for a in self.artifacts.values() if a["key"] == (v["project"], v["name"].partition(":")[0])), None)
+        known = next(
+            (a for a in self.artifacts.values() if a["key"] == (v["project"], v["name"].partition(":")[0])),
+            None,
+        )
         return {"project": {"artifact": {"artifactType": {"name": known["type"]}} if known else None}}
 
     def on_ArtifactByID(self, v, query):
@@ -212,8 +273,18 @@ class WandbServer:
     def on_GetArtifactMembershipFileUrls(self, v, query):
         artifact = self.found(v["project"], f"{v['collection']}:{v['alias']}")
         manifest = json.loads(self.storage[self.place("manifests", artifact["id"]).removeprefix(self.url)])
-        nodes = [{"__typename": "File", "name": n, "directUrl": self.place("artifacts", artifact["id"], n)} for n in manifest["contents"]]
-        return {"project": {"artifactCollection": {"__typename": "ArtifactSequence", "artifactMembership": {"files": connection(nodes)}}}}
+        nodes = [
+            {"__typename": "File", "name": n, "directUrl": self.place("artifacts", artifact["id"], n)}
+            for n in manifest["contents"]
+        ]
+        return {
+            "project": {
+                "artifactCollection": {
+                    "__typename": "ArtifactSequence",
+                    "artifactMembership": {"files": connection(nodes)},
+                }
+            }
+        }
 
 
 def handler(server: WandbServer) -> type[BaseHTTPRequestHandler]:
@@ -243,7 +314,9 @@ def handler(server: WandbServer) -> type[BaseHTTPRequestHandler]:
             data = self.body()
             if self.path == "/graphql":
                 asked = json.loads(data)
-                name = asked.get("operationName") or re.search(r"(?:query|mutation)\s+(\w+)", asked["query"])[1]
+                name = (
+                    asked.get("operationName") or re.search(r"(?:query|mutation)\s+(\w+)", asked["query"])[1]
+                )
                 self.reply({"data": server.answer(name, asked["query"], asked.get("variables") or {})})
             elif self.path.endswith("/file_stream"):
                 *_, project, run, _ = self.path.split("/")
