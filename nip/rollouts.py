@@ -52,9 +52,9 @@ def save_rollouts(run: Run, name: str, played: TensorDictBase, protocol: Protoco
     folder = run.dir / "rollouts"
     folder.mkdir(exist_ok=True)
     tensors = played.exclude(*(space.history_key for space in spaces)).flatten_keys("/")
-    atomic_write(folder / f"{name}.safetensors", tensor_bytes(dict(tensors.items())))
+    run.keep("rollouts", atomic_write(folder / f"{name}.safetensors", tensor_bytes(dict(tensors.items()))))
     games = [transcript(game, protocol, spaces) for game in played.cpu()]
-    run.keep("rollouts", atomic_write(folder / f"{name}.json", json.dumps(games, indent=1)))
+    run.keep("transcripts", atomic_write(folder / f"{name}.json", json.dumps(games, indent=1)))
 
 
 def load_rollouts(run: Run, name: str = "test") -> TensorDict:

@@ -223,8 +223,9 @@ def push(
         told.log(step, metrics.dropna().to_dict())
     if (step := self.latest_checkpoint()) is not None:
         told.keep("checkpoint", self.dir / "checkpoints" / f"{step:06d}")
-    for path in sorted((self.dir / "rollouts").glob("*.json")):
-        told.keep("rollouts", path)
+    for kind, suffix in (("rollouts", "safetensors"), ("transcripts", "json")):
+        for path in sorted((self.dir / "rollouts").glob(f"*.{suffix}")):
+            told.keep(kind, path)
     told.finish(self.status, (self.read("result") or {}).get("metrics", {}))
 
 # %% ../nbs/03a_run_store.ipynb #c023

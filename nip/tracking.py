@@ -159,7 +159,7 @@ class Tracker:
         "There are new metrics"
 
     def keep(self, kind: str, path: Path):
-        "There is a new file or folder in the run's folder; `kind` is `checkpoint` or `rollouts`, for example"
+        "There is a new file or folder in the run's folder; `kind` is `checkpoint`, `rollouts` or `transcripts`, for example"
 
     def finish(self, status: str, metrics: Mapping[str, Any]):
         "The run ends: `finished`, `failed` or `interrupted`"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECORDS', 'read_env', 'is_offline', 'where_to', 'account', 'known', 'unlike', 'config_of', 'check_known',
-           'WandbTracker', 'staging', 'artifact_of', 'has_checkpoint', 'fetch']
+           'WandbTracker', 'staging', 'alias', 'artifact_of', 'has_checkpoint', 'fetch']
 
 # %% ../nbs/03b_wandb.ipynb #c002
 import json
@@ -153,7 +153,7 @@ class WandbTracker(Tracker):
             for record in RECORDS if kind == "checkpoint" else ():
                 if (self.run.dir / record).exists():
                     artifact.add_file(str(self.run.dir / record), name=record, policy="mutable")
-            self.wandb.log_artifact(artifact, aliases=["latest", f"step-{path.stem.lstrip('0') or 0}"])
+            self.wandb.log_artifact(artifact, aliases=["latest", alias(path.stem)])
 
     def finish(self, status, metrics):
         self.wandb.summary.update(
@@ -188,13 +188,17 @@ def staging(run: Run) -> Iterator[None]:
         os.environ |= {"WANDB_DATA_DIR": before} if before is not None else {}
 
 
+def alias(version: str) -> str:
+    "By which a version is found: a step as `step-120`, other names as they are"
+    return f"step-{int(version)}" if version.isdigit() else version
+
+
 def artifact_of(api, path: str, version: str):
     "The checkpoint of the run at `entity/project/id`, or None; `version` is `latest`, `v3`, or a step such as `120`"
     import wandb
 
-    alias = f"step-{int(version)}" if version.isdigit() else version
     try:
-        return api.artifact(f"{path}-checkpoint:{alias}")
+        return api.artifact(f"{path}-checkpoint:{alias(version)}")
     except (wandb.errors.CommError, ValueError) as error:
         if "not found" in str(error) or "does not" in str(error):
             return None

@@ -3,6 +3,8 @@
 import json
 import os
 import struct
+import subprocess
+import sys
 import uuid
 from functools import partial
 
@@ -94,7 +96,7 @@ def test_offline(at_home, monkeypatch, tmp_path):
     assert [row["mean_accuracy"] for row in rows] == result.history["mean_accuracy"].tolist()
     artifacts = [r.request.log_artifact.artifact for r in kept if r.request.HasField("log_artifact")]
     artifacts += [r.artifact for r in kept if r.HasField("artifact")]
-    assert {a.type for a in artifacts} == {"checkpoint", "rollouts"}
+    assert {a.type for a in artifacts} == {"checkpoint", "rollouts", "transcripts"}
     assert not (tmp_path / "home" / "artifacts").exists()  # what is to be sent waits in the run's folder
 
 
@@ -140,6 +142,20 @@ def test_goes_on_where_no_folder_of_it_is(server, tmp_path):
     assert server.runs["oversight", "run"]["state"] == "finished"
     with pytest.raises(FileExistsError, match="is finished"):
         resume_experiment(result.run, tqdm_func=QUIET["tqdm_func"])
+
+
+def test_synced_later(server, monkeypatch, tmp_path):
+    "What was made offline is sent by the client's own command, and can be fetched"
+    with monkeypatch.context() as offline:
+        offline.setenv("WANDB_MODE", "offline")
+        result = run_experiment(tiny(), run_store=tmp_path, run_id="off", **QUIET)
+    assert server.runs == {}
+    (folder,) = result.run_dir.glob("wandb/offline-run-*")
+    subprocess.run(
+        [sys.executable, "-m", "wandb", "sync", str(folder)], check=True, timeout=100, capture_output=True
+    )
+    assert len(server.runs["oversight", "off"]["history"]) == 4
+    assert find_run("off", tmp_path / "elsewhere").history.equals(result.history)
 
 
 def test_pushed_later(server, tmp_path):
