@@ -228,10 +228,10 @@ def list_runs(args) -> int:
     if args.json:
         print(found.reset_index().to_json(orient="records", indent=1))
         return 0
-    shown = found.drop(
-        columns=[c for c in ("began", "scenario", "trainer") if c in found and c not in args.columns]
-    )
-    print(shown.to_string(float_format="{:.3f}".format, na_rep="") if len(found) else "no runs")
+    hidden = [c for c in ("began", "scenario", "trainer") if c in found and c not in args.columns]
+    shown = found.drop(columns=hidden).reset_index().astype(object)
+    table = shown.where(shown.notna(), "").to_string(index=False, float_format="{:.3f}".format)
+    print(table if len(found) else "no runs")
     return 0
 
 

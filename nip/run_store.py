@@ -14,6 +14,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from time import time
 from typing import Any
 
 from fastcore.basics import patch
@@ -21,7 +22,7 @@ from filelock import FileLock
 
 from .checked import ParameterError
 from .settings import cache_dir
-from .tracking import LABELS, Run, RunStore, from_json_value, trackers
+from .tracking import LABELS, Run, RunStore, Tracker, from_json_value, trackers
 
 # %% ../nbs/03a_run_store.ipynb #c005
 def last_metrics(run: Run) -> dict[str, Any]:
@@ -247,7 +248,7 @@ def find_run(
             return store.open(run)
         where.append(f"no run {run!r} in {store.root}")
     for name, tracker in trackers.items():
-        if "fetch" in vars(tracker):
+        if tracker.fetch.__func__ is not Tracker.fetch.__func__:
             try:
                 return fetched(name, str(run), project, entity, version)
             except (FileNotFoundError, ParameterError) as error:  # the latter: no account
@@ -256,11 +257,11 @@ def find_run(
 
 
 def fetched(tracker: str, run_id: str, project: str | None, entity: str | None, version: str) -> Run:
-    "A run from where a tracker keeps it; `latest` is fetched every time, other versions once"
+    "A run from where a tracker keeps it; `latest` is good for a minute, other versions for ever"
     folder = cache_dir() / "runs" / tracker / (entity or "_") / (project or "_") / version / run_id
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if version == "latest":
+        if version == "latest" and folder.exists() and time() - folder.stat().st_mtime > 60:
             shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
             trackers[tracker].fetch(run_id, folder, project, entity, version)

@@ -540,8 +540,12 @@ def begin(
         run = self.made(run_id, records, params)
     for name in ("keep_checkpoints", "keep_checkpoint_every"):
         setattr(run, name, settled.get(name, getattr(run, name)))
-    for tracker in told.values():
-        tracker.start(run, hyper_params, settings)
+    try:
+        for tracker in told.values():
+            tracker.start(run, hyper_params, settings)
+    except BaseException:
+        run.finish("failed", {})
+        raise
     run.trackers = told
     return run
 
