@@ -20,10 +20,10 @@ from .parameters import HyperParameters
 from .run import run_experiment, settings_of
 from .run_store import find_run
 from .settings import ExperimentSettings
-from .tracking import Run
+from .tracking import Run, flat
 
 # %% auto #0
-__all__ = ['SURROUNDINGS', 'recorded', 'differences', 'flat', 'surroundings', 'unlike_weights', 'Reproduction', 'reproduce']
+__all__ = ['SURROUNDINGS', 'recorded', 'differences', 'surroundings', 'unlike_weights', 'Reproduction', 'reproduce']
 
 # %% ../nbs/98c_reproduction.ipynb #c005
 def recorded(run: Run) -> dict[str, dict[str, Any]]:
@@ -44,17 +44,6 @@ def differences(then: Mapping, now: Mapping) -> list[tuple[str, str, Any, Any]]:
         for name in dict.fromkeys([*then[step], *now[step]])
         if then[step].get(name) != now[step].get(name)
     ]  # fmt: skip
-
-
-def flat(tree: Any, path: str = "") -> dict[str, Any]:
-    "Leaves of nested dicts by dotted address"
-    if not isinstance(tree, Mapping):
-        return {path: tree}
-    return {
-        k: v
-        for name, value in tree.items()
-        for k, v in flat(value, f"{path}.{name}" if path else name).items()
-    }
 
 # %% ../nbs/98c_reproduction.ipynb #c008
 SURROUNDINGS = (

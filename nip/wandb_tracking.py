@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from .checked import ParameterError, plain
-from .tracking import Run, RunStore, Tracker, atomic_write, register_tracker, to_json_value
+from .tracking import Run, RunStore, Tracker, atomic_write, flat, numbers, register_tracker, to_json_value
 
 # %% ../nbs/03b_wandb.ipynb #c005
 def read_env() -> None:
@@ -72,16 +72,11 @@ def known(api, path: str):
         raise
 
 # %% ../nbs/03b_wandb.ipynb #c009
-def unlike(then: Mapping, now: Mapping, path: str = "") -> list[str]:
+def unlike(then: Mapping, now: Mapping) -> list[str]:
     "Addresses at which nested dicts differ; names that begin with `_` do not count"
-    found = []
-    for name in dict.fromkeys([*then, *now]):
-        a, b, at = then.get(name), now.get(name), f"{path}.{name}" if path else str(name)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += unlike(a, b, at)
-        elif a != b and not str(name).startswith("_"):
-            found.append(at)
-    return found
+    a, b = flat(then), flat(now)
+    private = lambda address: any(name.startswith("_") for name in address.split("."))
+    return [k for k in dict.fromkeys([*a, *b]) if a.get(k) != b.get(k) and not private(k)]
 
 # %% ../nbs/03b_wandb.ipynb #c011
 def config_of(hyper_params) -> dict:
@@ -137,9 +132,7 @@ class WandbTracker(Tracker):
             print(self.wandb.url)
 
     def log(self, step, metrics):
-        self.wandb.log(
-            {"iteration": step, **{k: v for k, v in metrics.items() if isinstance(v, int | float)}}
-        )
+        self.wandb.log({"iteration": step} | numbers(metrics))
 
     def keep(self, kind, path):
         import wandb
@@ -156,9 +149,7 @@ class WandbTracker(Tracker):
             self.wandb.log_artifact(artifact, aliases=["latest", alias(path.stem)])
 
     def finish(self, status, metrics):
-        self.wandb.summary.update(
-            {k: v for k, v in metrics.items() if isinstance(v, int | float)} | {"status": status}
-        )
+        self.wandb.summary.update(numbers(metrics) | {"status": status})
         self.wandb.finish(exit_code=0 if status == "finished" else 1)
 
     @classmethod
