@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNCOUNTED', 'RECORDS', 'read_env', 'is_offline', 'said', 'where_to', 'account', 'known', 'check_name', 'unlike',
-           'config_of', 'check_known', 'numbers', 'staging', 'packed', 'alias', 'client_run', 'WandbTracker',
-           'artifact_of', 'made_whole', 'fetch']
+           'config_of', 'check_known', 'numbers', 'packed', 'alias', 'staged', 'remove_when_sent', 'client_run',
+           'WandbTracker', 'artifact_of', 'made_whole', 'fetch']
 
 # %% ../nbs/03b_wandb.ipynb #c002
 import json
@@ -13,9 +13,11 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from secrets import token_hex
+from threading import Thread
 
 import yaml
 
@@ -145,18 +147,6 @@ RECORDS = (
     "result.json",
 )
 
-
-@contextmanager
-def staging(run: Run) -> Iterator[None]:
-    "Have the client put what is to be sent into the run's folder, and not into the user's"
-    before = os.environ.get("WANDB_DATA_DIR")
-    os.environ["WANDB_DATA_DIR"] = str(run.dir / "wandb")
-    try:
-        yield
-    finally:
-        os.environ.pop("WANDB_DATA_DIR")
-        os.environ |= {"WANDB_DATA_DIR": before} if before is not None else {}
-
 # %% ../nbs/03b_wandb.ipynb #c020
 def packed(run: Run, kind: str, path: Path):
     "The artifact of a file or folder in the run's folder; that of a checkpoint is a run folder itself"
@@ -165,12 +155,11 @@ def packed(run: Run, kind: str, path: Path):
     about = {"run": run.id, "name": path.stem} | ({"step": int(path.stem)} if path.stem.isdigit() else {})
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     records = [run.dir / name for name in RECORDS if kind == "checkpoint" and (run.dir / name).exists()]
-    with staging(run):
-        artifact = wandb.Artifact(f"{run.id}-{kind}", kind, metadata=about)
-        for file in [*files, *records]:
-            artifact.add_file(
-                str(file), name=file.relative_to(run.dir).as_posix(), skip_cache=True, policy="mutable"
-            )
+    artifact = wandb.Artifact(f"{run.id}-{kind}", kind, metadata=about)
+    for file in [*files, *records]:
+        artifact.add_file(
+            str(file), name=file.relative_to(run.dir).as_posix(), skip_cache=True, policy="mutable"
+        )
     return artifact
 
 
@@ -179,6 +168,31 @@ def alias(version: str) -> str:
     return f"step-{int(version)}" if version.isdigit() else version
 
 # %% ../nbs/03b_wandb.ipynb #c022
+@contextmanager
+def staged(folder: Path) -> Iterator[None]:
+    "Have the client put its copies of what is to be sent into `folder`"
+    before = os.environ.get("WANDB_DATA_DIR")
+    os.environ["WANDB_DATA_DIR"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop("WANDB_DATA_DIR")
+        os.environ |= {"WANDB_DATA_DIR": before} if before is not None else {}
+
+
+def remove_when_sent(artifact, folder: Path) -> Thread:
+    "Remove the copies in `folder` once `artifact` is whole on the other side; nobody waits for it"
+
+    def wait():
+        with suppress(Exception):  # not sent: the copies stay until the run ends
+            artifact.wait()
+            shutil.rmtree(folder, ignore_errors=True)
+
+    thread = Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+# %% ../nbs/03b_wandb.ipynb #c024
 def client_run(run: Run, hyper_params, settings):
     "The client's side of a run, new or gone on with"
     import wandb
@@ -191,7 +205,7 @@ def client_run(run: Run, hyper_params, settings):
         mode=os.environ.get("WANDB_MODE") or "online", reinit="create_new", allow_val_change=True,
         settings=wandb.Settings(silent=True, console="off", init_timeout=60, disable_git=True, disable_code=True))  # fmt: skip
 
-# %% ../nbs/03b_wandb.ipynb #c023
+# %% ../nbs/03b_wandb.ipynb #c025
 @register_tracker("wandb")
 class WandbTracker(Tracker):
     "Sends a run to Weights & Biases"
@@ -208,7 +222,7 @@ class WandbTracker(Tracker):
                     self.fetch(run_id, store.root / run_id, project, entity)
 
     def start(self, run, hyper_params, settings):
-        self.run, self.last = run, None
+        self.run, self.last, self.copies = run, None, []
         self.wandb = client_run(run, hyper_params, settings)
         self.wandb.define_metric("iteration")
         self.wandb.define_metric("*", step_metric="iteration")
@@ -219,8 +233,14 @@ class WandbTracker(Tracker):
         self.wandb.log({"iteration": step, **numbers(metrics)})
 
     def keep(self, kind, path):
-        self.wandb.log_artifact(packed(self.run, kind, path), aliases=["latest", alias(path.stem)])
+        copies = self.run.dir / "wandb" / "staged" / f"{kind}-{path.stem}-{token_hex(4)}"
+        with staged(copies):
+            artifact = packed(self.run, kind, path)
+        sent = self.wandb.log_artifact(artifact, aliases=["latest", alias(path.stem)])
         self.last = path if kind == "checkpoint" else self.last
+        if not is_offline():
+            self.copies.append(copies)
+            remove_when_sent(sent, copies)
 
     def finish(self, status, metrics):
         try:
@@ -228,13 +248,15 @@ class WandbTracker(Tracker):
                 self.keep("checkpoint", self.last)
             self.wandb.summary.update(numbers(metrics) | {"status": status})
         finally:
-            self.wandb.finish(exit_code=0 if status == "finished" else 1)
+            self.wandb.finish(exit_code=0 if status == "finished" else 1)  # waits until all is sent
+            for copies in self.copies:
+                shutil.rmtree(copies, ignore_errors=True)
 
     @classmethod
     def fetch(cls, run_id, folder, project=None, entity=None, version="latest"):
         return fetch(run_id, Path(folder), project, entity, version)
 
-# %% ../nbs/03b_wandb.ipynb #c025
+# %% ../nbs/03b_wandb.ipynb #c027
 def artifact_of(api, path: str, version: str):
     "The checkpoint of the run at `entity/project/id`, or None; `version` is `latest`, `v3`, or a step such as `120`"
     import wandb
@@ -246,7 +268,7 @@ def artifact_of(api, path: str, version: str):
             return None
         raise
 
-# %% ../nbs/03b_wandb.ipynb #c027
+# %% ../nbs/03b_wandb.ipynb #c029
 @contextmanager
 def made_whole(folder: Path) -> Iterator[Path]:
     "A hidden folder that becomes `folder` if nothing goes wrong"

@@ -101,7 +101,7 @@ def test_offline(at_home, monkeypatch, tmp_path):
     artifacts += [r.artifact for r in kept if r.HasField("artifact")]
     assert {a.type for a in artifacts} == {"checkpoint", "rollouts", "transcripts"}
     assert not (tmp_path / "home" / "artifacts").exists()  # what is to be sent waits in the run's folder
-    assert any(result.run_dir.glob("wandb/artifacts/staging/*"))
+    assert any(result.run_dir.glob("wandb/staged/*/artifacts/staging/*"))
 
 
 def test_settings_as_dict_and_metrics_as_tensors(at_home, monkeypatch, tmp_path):
@@ -130,9 +130,9 @@ def test_online_and_fetched(server, tmp_path):
     assert there["summary"]["test_mean_accuracy"] == result.metrics["test_mean_accuracy"]
     versions = [sorted(a["aliases"]) for a in server.artifacts.values() if a["type"] == "checkpoint"]
     assert versions == [["step-2"], [], ["latest", "step-4"]]  # the last once more, with the result
-    assert not (tmp_path / "home" / "artifacts").exists() and not any(
-        result.run_dir.glob("wandb/artifacts/*/*")
-    )
+    kept = [p for p in (tmp_path / "home" / "artifacts").rglob("*") if p.is_file()]
+    assert kept == []  # no copies in the user's folders,
+    assert not any(result.run_dir.glob("wandb/staged/*"))  # nor in the run's
 
     found = find_run("run", tmp_path / "elsewhere", project="oversight")
     (tensors, state), (again, state_again) = result.run.load_checkpoint(), found.load_checkpoint()
@@ -170,12 +170,9 @@ def test_goes_on_where_no_folder_of_it_is(server, tmp_path):
     with pytest.raises(FileExistsError, match="is finished"):
         resume_experiment(result.run, tqdm_func=QUIET["tqdm_func"])
 
-
-def test_begins_anew_with_other_hyper_parameters(server, tmp_path):
-    run_experiment(tiny(), run_store=tmp_path / "lost", run_id="run", stop_after=3, **QUIET)
-    other = tiny(**{"rl.lr": 0.5})
+    other = tiny(**{"rl.lr": 0.5})  # what was made with other hyper-parameters is not gone on with
     allowed = {"allow_resuming_wandb_run": True, "allow_overriding_wandb_config": True}
-    result = run_experiment(other, run_store=tmp_path / "other", run_id="run", **allowed, **QUIET)
+    result = run_experiment(other, run_store=tmp_path / "third", run_id="run", **allowed, **QUIET)
     assert result.status == "finished" and result.history.index.tolist() == [0, 1, 2, 3]
     assert server.runs["oversight", "run"]["config"]["rl"]["value"]["lr"] == 0.5
     assert HyperParameters.from_dict(find_run("run", tmp_path / "x").hyper_params) == other
@@ -193,8 +190,10 @@ def test_only_a_config_is_there(server, tmp_path):
         pass
     found = find_run("old", tmp_path / "elsewhere")
     assert HyperParameters.from_dict(found.hyper_params) == tiny() and found.checkpoints == []
-    allowed = {"allow_resuming_wandb_run": True, "run_store": tmp_path / "here", "run_id": "old"}
-    assert run_experiment(tiny(), **allowed, **QUIET).history.index.tolist() == [0, 1, 2, 3]
+    (tmp_path / "here").mkdir()
+    settings = {"run_id": "old", "allow_resuming_wandb_run": True}
+    WandbTracker().prepare("old", RunStore(tmp_path / "here"), tiny(), settings)
+    assert list((tmp_path / "here").iterdir()) == []  # nothing to go on from: it begins
 
 
 def test_download_that_fails_leaves_nothing(server, tmp_path):
