@@ -7,10 +7,14 @@ __all__ = ['needs', 'TensorBoardTracker', 'TrackioTracker']
 
 # %% ../nbs/03c_trackers.ipynb #c002
 import json
+import os
+from contextlib import redirect_stdout
 from importlib.util import find_spec
+from io import StringIO
 
 from .checked import ParameterError, plain
 from .tracking import Tracker, numbers, register_tracker, to_json_value
+from .wandb_tracking import read_env, said
 
 # %% ../nbs/03c_trackers.ipynb #c004
 def needs(package: str) -> None:
@@ -31,7 +35,7 @@ class TensorBoardTracker(Tracker):
     def start(self, run, hyper_params, settings):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(run.dir / "tensorboard"), purge_step=run.start)
+        self.writer = SummaryWriter(str(run.dir / "tensorboard"), purge_step=run.start or 0)
         text = json.dumps(to_json_value(plain(hyper_params)), indent=1)
         self.writer.add_text("hyper_params", f"```\n{text}\n```")
 
@@ -57,20 +61,20 @@ class TrackioTracker(Tracker):
     def start(self, run, hyper_params, settings):
         import trackio
 
-        project = getattr(settings, "wandb_project", None) or "nip"
-        self.trackio = trackio.init(
-            project=project,
-            name=run.id,
-            config=to_json_value(plain(hyper_params)),
-            resume="allow",
-            embed=False,
-        )
+        read_env()
+        project = said(settings, "wandb_project", os.environ.get("WANDB_PROJECT")) or "nip"
+        config = to_json_value(plain(hyper_params))
+        with redirect_stdout(StringIO()):  # it names folders
+            self.trackio = trackio.init(
+                project=project, name=run.id, config=config, resume="allow", embed=False
+            )
 
     def log(self, step, metrics):
         self.trackio.log(numbers(metrics), step=step)
 
     def finish(self, status, metrics):
-        self.trackio.log(
-            {f"final/{name}": value for name, value in numbers(metrics).items() if name.startswith("test_")}
-        )
-        self.trackio.finish()
+        tests = {f"final/{name}": v for name, v in numbers(metrics).items() if name.startswith("test_")}
+        with redirect_stdout(StringIO()):
+            if tests:
+                self.trackio.log(tests)
+            self.trackio.finish()

@@ -88,8 +88,9 @@ def flat(tree: Any, path: str = "") -> dict[str, Any]:
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    "Those metrics that are numbers"
-    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    "Those metrics that are numbers, tensors and arrays of one number among them"
+    values = {name: v.tolist() if hasattr(v, "tolist") else v for name, v in metrics.items()}
+    return {name: value for name, value in values.items() if isinstance(value, int | float)}
 
 # %% ../nbs/03_tracking.ipynb #c011
 PACKAGES = ("nip", "torch", "torchrl", "tensordict", "numpy")

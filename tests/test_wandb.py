@@ -8,6 +8,7 @@ import sys
 import uuid
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import wandb
@@ -17,7 +18,9 @@ from wandb_server import ENTITY, WandbServer
 from nip import HyperParameters, RunStore, find_run, run_experiment
 from nip.parameters import ParameterError
 from nip.run import resume_experiment
+from nip.settings import ExperimentSettings
 from nip.tracking import Run
+from nip.wandb_tracking import WandbTracker
 
 FEW = {"rl.num_iterations": 4, "rl.num_test_iterations": 1, "rl.frames_per_batch": None, "rl.rollouts_per_iteration": 24,
        "rl.num_normalization_steps": 24}  # fmt: skip
@@ -98,6 +101,26 @@ def test_offline(at_home, monkeypatch, tmp_path):
     artifacts += [r.artifact for r in kept if r.HasField("artifact")]
     assert {a.type for a in artifacts} == {"checkpoint", "rollouts", "transcripts"}
     assert not (tmp_path / "home" / "artifacts").exists()  # what is to be sent waits in the run's folder
+    assert any(result.run_dir.glob("wandb/staged/*/artifacts/staging/*"))
+
+
+def test_settings_as_dict_and_metrics_as_tensors(at_home, monkeypatch, tmp_path):
+    monkeypatch.delenv("WANDB_PROJECT")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    settings = {"wandb_project": "elsewhere", "wandb_tags": ["a"], "tags": ["a", "b"]}
+    run = RunStore(tmp_path).create({"seed": 1}, settings, "run", told=["wandb"])
+    run.log(
+        0, {"tensor": torch.tensor(0.25), "array": np.float32(0.5), "count": np.int64(3), "who": "prover"}
+    )
+    run.finish("finished", {"test_accuracy": torch.tensor(1.0)})
+    (file,) = run.dir.glob("wandb/offline-run-*/run-run.wandb")
+    kept = records(file)
+    (there,) = (r.run for r in kept if r.HasField("run"))
+    assert (there.project, sorted(there.tags)) == ("elsewhere", ["a", "b"])
+    (row,) = ({i.nested_key[0]: i.value_json for i in r.history.item} for r in kept if r.HasField("history"))
+    assert {k: json.loads(v) for k, v in row.items() if k[0] != "_"} == {
+        "iteration": 0, "tensor": 0.25, "array": 0.5, "count": 3
+    }  # fmt: skip
 
 
 def test_online_and_fetched(server, tmp_path):
@@ -106,12 +129,16 @@ def test_online_and_fetched(server, tmp_path):
     assert there["state"] == "finished" and there["config"]["rl"]["value"]["num_iterations"] == 4
     assert there["summary"]["test_mean_accuracy"] == result.metrics["test_mean_accuracy"]
     versions = [sorted(a["aliases"]) for a in server.artifacts.values() if a["type"] == "checkpoint"]
-    assert versions == [["step-2"], ["latest", "step-4"]]
+    assert versions == [["step-2"], [], ["latest", "step-4"]]  # the last once more, with the result
+    kept = [p for p in (tmp_path / "home" / "artifacts").rglob("*") if p.is_file()]
+    assert kept == []  # no copies in the user's folders,
+    assert not any(result.run_dir.glob("wandb/staged/*"))  # nor in the run's
 
     found = find_run("run", tmp_path / "elsewhere", project="oversight")
     (tensors, state), (again, state_again) = result.run.load_checkpoint(), found.load_checkpoint()
     assert str(state) == str(state_again) and all(torch.equal(tensors[k], again[k]) for k in tensors)
-    assert found.history.equals(result.history)
+    assert found.history.equals(result.history) and found.status == "finished"
+    assert found.read("result") == result.run.read("result")
     assert find_run("run", tmp_path / "elsewhere", version="2").checkpoints == [2]
     assert find_run("run", tmp_path / "elsewhere", entity=ENTITY, version="v0").checkpoints == [2]
     with pytest.raises(FileNotFoundError, match=f"no checkpoint '7' of run 'run' in {ENTITY}/oversight"):
@@ -143,6 +170,48 @@ def test_goes_on_where_no_folder_of_it_is(server, tmp_path):
     with pytest.raises(FileExistsError, match="is finished"):
         resume_experiment(result.run, tqdm_func=QUIET["tqdm_func"])
 
+    other = tiny(**{"rl.lr": 0.5})  # what was made with other hyper-parameters is not gone on with
+    allowed = {"allow_resuming_wandb_run": True, "allow_overriding_wandb_config": True}
+    result = run_experiment(other, run_store=tmp_path / "third", run_id="run", **allowed, **QUIET)
+    assert result.status == "finished" and result.history.index.tolist() == [0, 1, 2, 3]
+    assert server.runs["oversight", "run"]["config"]["rl"]["value"]["lr"] == 0.5
+    assert HyperParameters.from_dict(find_run("run", tmp_path / "x").hyper_params) == other
+
+
+def test_only_a_config_is_there(server, tmp_path):
+    "As of a run of the field's existing toolkit"
+    with wandb.init(
+        id="old",
+        project="oversight",
+        config=tiny().to_dict(),
+        dir=tmp_path,
+        settings=wandb.Settings(silent=True),
+    ):
+        pass
+    found = find_run("old", tmp_path / "elsewhere")
+    assert HyperParameters.from_dict(found.hyper_params) == tiny() and found.checkpoints == []
+    (tmp_path / "here").mkdir()
+    settings = {"run_id": "old", "allow_resuming_wandb_run": True}
+    WandbTracker().prepare("old", RunStore(tmp_path / "here"), tiny(), settings)
+    assert list((tmp_path / "here").iterdir()) == []  # nothing to go on from: it begins
+
+
+def test_download_that_fails_leaves_nothing(server, tmp_path):
+    run = RunStore(tmp_path).create({"seed": 1}, None, "run", told=["wandb"])
+    run.save_checkpoint(1, {"w": torch.zeros(2)}, {})
+    run.finish("finished", {})
+    lost = [
+        path
+        for path, content in server.storage.items()
+        if content == (run.dir / "hyper_params.yaml").read_bytes()
+    ]
+    for path in lost:
+        del server.storage[path]
+    (tmp_path / "to").mkdir()
+    with pytest.raises(Exception, match="404|not found|failed"):  # whatever the client makes of it
+        WandbTracker.fetch("run", tmp_path / "to" / "run", "oversight")
+    assert lost and list((tmp_path / "to").iterdir()) == []
+
 
 def test_synced_later(server, monkeypatch, tmp_path):
     "What was made offline is sent by the client's own command, and can be fetched"
@@ -161,7 +230,7 @@ def test_synced_later(server, monkeypatch, tmp_path):
 def test_pushed_later(server, tmp_path):
     result = run_experiment(tiny(), run_store=tmp_path, run_id="late", **QUIET | {"use_wandb": False})
     result.run.label(add=["good"])
-    result.run.push("wandb")
+    result.run.push("wandb", ExperimentSettings(wandb_project="oversight"))
     there = server.runs["oversight", "late"]
     assert there["tags"] == ["good"] and len(there["history"]) == 4
     assert Run(find_run("late", tmp_path / "elsewhere").dir).latest_checkpoint() == 4
@@ -172,6 +241,25 @@ def test_no_account(at_home, monkeypatch, tmp_path):
     with pytest.raises(ParameterError, match="use_wandb.*wandb login.*WANDB_API_KEY.*WANDB_MODE=offline"):
         run_experiment(tiny(), run_store=tmp_path / "runs", run_id="run", **QUIET)
     assert RunStore(tmp_path / "runs").ids() == []
+
+
+def test_nothing_is_looked_up_offline(at_home, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(wandb, "Api", None)
+    with pytest.raises(FileNotFoundError, match=r"no run 'typo' in .*; wandb: WANDB_MODE says offline"):
+        find_run("typo", tmp_path)
+
+
+def test_no_file_beside_the_package_is_taken(at_home, monkeypatch):
+    "Where there is no `.env` in the working folder or above, python-dotenv by itself would look beside our code"
+    import dotenv
+
+    from nip.wandb_tracking import read_env
+
+    monkeypatch.setattr(dotenv, "load_dotenv", lambda *_: pytest.fail("nothing was to be loaded"))
+    read_env()
 
 
 def test_dotenv(at_home, monkeypatch, tmp_path):
@@ -191,6 +279,10 @@ def test_dotenv(at_home, monkeypatch, tmp_path):
 
 
 ACCOUNT = {name: os.environ.get(name) for name in ("WANDB_API_KEY", "NIP_TEST_WANDB_PROJECT")}
+OPTIONAL = {
+    "WANDB_ENTITY": os.environ.get("NIP_TEST_WANDB_ENTITY"),
+    "WANDB_BASE_URL": os.environ.get("WANDB_BASE_URL"),
+}
 
 
 @pytest.mark.skipif(
@@ -199,6 +291,9 @@ ACCOUNT = {name: os.environ.get(name) for name in ("WANDB_API_KEY", "NIP_TEST_WA
 def test_real_account(at_home, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_API_KEY", ACCOUNT["WANDB_API_KEY"])
     monkeypatch.setenv("WANDB_PROJECT", ACCOUNT["NIP_TEST_WANDB_PROJECT"])
+    for variable, value in OPTIONAL.items():
+        if value:
+            monkeypatch.setenv(variable, value)
     name = f"nip-test-{uuid.uuid4().hex[:8]}"
     result = run_experiment(tiny(), run_store=tmp_path / "here", run_id=name, **QUIET)
     tensors, again = (
