@@ -22,7 +22,7 @@ from filelock import FileLock
 
 from .checked import ParameterError
 from .settings import cache_dir
-from .tracking import LABELS, Run, RunStore, Tracker, from_json_value, trackers
+from .tracking import LABELS, Run, RunStore, from_json_value, trackers
 
 # %% ../nbs/03a_run_store.ipynb #c005
 def last_metrics(run: Run) -> dict[str, Any]:
@@ -247,12 +247,13 @@ def find_run(
         if run in store:
             return store.open(run)
         where.append(f"no run {run!r} in {store.root}")
-    for name, tracker in trackers.items():
-        if tracker.fetch.__func__ is not Tracker.fetch.__func__:
-            try:
-                return fetched(name, str(run), project, entity, version)
-            except (FileNotFoundError, ParameterError) as error:  # the latter: no account
-                where.append(f"{name}: {error}")
+    for name in trackers:
+        try:
+            return fetched(name, str(run), project, entity, version)
+        except NotImplementedError:
+            continue  # it keeps no runs
+        except (FileNotFoundError, ParameterError) as error:  # the latter: no account
+            where.append(f"{name}: {error}")
     raise FileNotFoundError("; ".join(where) or f"no tracker keeps run {run!r}")
 
 

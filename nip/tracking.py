@@ -188,7 +188,7 @@ class Tracker:
         version: str = "latest",  # Of the checkpoint
     ) -> Path:
         "Bring a run from where this tracker keeps it; `FileNotFoundError` if it is not there"
-        raise FileNotFoundError(f"{cls.__name__} keeps no runs")
+        raise NotImplementedError(f"{cls.__name__} keeps no runs")
 
 
 trackers = Registry("tracker")
@@ -372,7 +372,11 @@ def save_checkpoint(
     partial.mkdir(parents=True)
     weights = tensor_bytes(tensors)
     atomic_write(partial / "weights.safetensors", weights)
-    record = {"step": step, "sha256": sha256(weights).hexdigest(), "state": state}
+    sums = {
+        "sha256": sha256(weights).hexdigest(),
+        "state_sha256": sha256(json.dumps(state).encode()).hexdigest(),
+    }
+    record = {"step": step, **sums, "state": state}
     atomic_write(partial / "state.json", json.dumps(record))
     if folder.exists():
         folder.rename(replaced)
@@ -404,7 +408,8 @@ def _read_checkpoint(self: Run, step: int) -> tuple[dict[str, Tensor], dict[str,
     try:
         record = json.loads((folder / "state.json").read_bytes())
         weights = (folder / "weights.safetensors").read_bytes()
-        if sha256(weights).hexdigest() == record["sha256"]:
+        found = sha256(weights).hexdigest(), sha256(json.dumps(record["state"]).encode()).hexdigest()
+        if found == (record["sha256"], record["state_sha256"]):
             return safetensors.load(weights), record["state"]
     except FileNotFoundError as error:
         damage = f"no {Path(error.filename).name}"

@@ -93,7 +93,8 @@ def test_checkpoint_damaged_at_any_place(tmp_path):
         newest = run.save_checkpoint(step, {"w": torch.full((3,), float(step))}, {"step": step})
     for name in ("weights.safetensors", "state.json"):
         whole = (newest / name).read_bytes()
-        for broken in (b"", whole[: len(whole) // 2], None):
+        flipped = whole.replace(b'"step": 2', b'"step": 3') if name == "state.json" else whole[:-1] + b"!"
+        for broken in (b"", whole[: len(whole) // 2], flipped, None):
             (newest / name).unlink()
             if broken is not None:
                 (newest / name).write_bytes(broken)
