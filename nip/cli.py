@@ -12,9 +12,10 @@ from pathlib import Path
 import yaml
 
 # %% auto #0
-__all__ = ['demo_table', 'demo_picture', 'demo', 'parse_changes', 'run_file', 'outcome', 'data_make', 'data_import', 'show',
-           'bench', 'evaluate_run', 'compare_runs', 'resume', 'reproduce_run', 'list_runs', 'label_run', 'import_run',
-           'export_run', 'push_run', 'make_parser', 'main']
+__all__ = ['NAMED', 'DEVICE', 'CHANGES', 'demo_table', 'demo_picture', 'demo', 'parse_changes', 'run_file', 'outcome',
+           'data_make', 'data_import', 'show', 'bench', 'evaluate_run', 'compare_runs', 'resume', 'reproduce_run',
+           'list_runs', 'label_run', 'import_run', 'export_run', 'push_run', 'arg', 'command', 'experiment_commands',
+           'runs_commands', 'data_commands', 'make_parser', 'main']
 
 # %% ../nbs/99_cli.ipynb #c005
 def demo_table(results: dict[str, object]) -> str:
@@ -273,83 +274,104 @@ def push_run(args) -> int:
     return 0
 
 # %% ../nbs/99_cli.ipynb #c022
+NAMED = ("run",), dict(metavar="RUN", help="name of a run, or its folder")
+DEVICE = ("--device",), dict(default="cpu", help="torch device (default: cpu)")
+CHANGES = dict(nargs="*", default=[], metavar="NAME=VALUE")
+
+
+def arg(*flags, **options) -> tuple[tuple, dict]:
+    "What `add_argument` is given"
+    return flags, options
+
+
+def command(of, name: str, function, *arguments) -> argparse.ArgumentParser:
+    "A command that calls `function`, whose docstring is its help"
+    sub = of.add_parser(name, help=function.__doc__, description=function.__doc__)
+    for flags, options in arguments:
+        sub.add_argument(*flags, **options)
+    sub.set_defaults(function=function)
+    return sub
+
+# %% ../nbs/99_cli.ipynb #c023
+def experiment_commands(commands) -> None:
+    "Train, go on, look at what came out"
+    command(commands, "demo", demo, DEVICE, arg("--seed", type=int, help="another seed"),
+            arg("--iterations", type=int, help="fewer or more iterations"))  # fmt: skip
+    command(commands, "run", run_file, arg("file", help="YAML or JSON file, or the name of a preset"), DEVICE, arg("--set", help="changes", **CHANGES),
+            arg("--run-id", help="name of the run folder"),
+            arg("--tag", action="append", default=[], help="a word to find the run by"), arg("--group", help="group of the run"),
+            arg("--track", action="append", default=[], metavar="TRACKER", help="tell wandb, trackio or tensorboard, too"),
+            arg("--test-run", action="store_true", help="one smallest step, nothing kept"),
+            arg("--dry-run", action="store_true", help="print the hyper-parameters and stop"))  # fmt: skip
+    command(commands, "resume", resume, NAMED, arg("--device", help="torch device; default: that of the run"))
+    command(
+        commands,
+        "reproduce",
+        reproduce_run,
+        NAMED,
+        arg("--iterations", type=int, help="only so many of them"),
+    )
+    command(commands, "evaluate", evaluate_run, NAMED, arg("--device", help="torch device (default: cpu)"),
+            arg("--passes", type=int, default=5, help="games on each test instance"),
+            arg("--attack-iterations", type=int, default=40, metavar="N", help="iterations for which attackers learn; 0: no attack"),
+            arg("--attacks", type=int, default=1, help="attacks for each verdict"), arg("--seed", type=int, default=0, help="another seed"))  # fmt: skip
+    command(commands, "compare", compare_runs, arg("runs", metavar="RUN", nargs="*", help="names of runs, or their folders; none: all that are finished"),
+            arg("--by", default="interaction_protocol", help="parameter that groups runs"), arg("--figure", metavar="FILE", help="write the figure here"))  # fmt: skip
+    command(commands, "show", show)
+    command(commands, "bench", bench, DEVICE, arg("--workload", default="S", help="S or S1"), arg("--iterations", type=int, default=3, help="timed iterations"),
+            arg("--threads", type=int, default=1, help="torch threads"), arg("--json", help="write the figures here"))  # fmt: skip
+
+# %% ../nbs/99_cli.ipynb #c024
+def runs_commands(commands) -> None:
+    "List runs, and do something with one of them"
+    runs = command(commands, "runs", list_runs, arg("--status", help="finished, interrupted, failed, running or stopped"),
+                   arg("--tag", help="has this tag"), arg("--group", help="is of this group"),
+                   arg("--where", action="append", default=[], metavar="CONDITION", help="as rl.lr=0.001 or test_mean_accuracy>0.9"),
+                   arg("--columns", nargs="*", default=[], metavar="NAME", help="more columns: parameters or metrics"),
+                   arg("--sort", metavar="COLUMN", help="largest first"), arg("--json", action="store_true", help="print JSON"))  # fmt: skip
+    of_runs = runs.add_subparsers(title="runs commands", metavar="COMMAND")
+    command(of_runs, "label", label_run, NAMED, arg("--add", nargs="*", default=[], metavar="TAG"), arg("--remove", nargs="*", default=[], metavar="TAG"),
+            arg("--group"), arg("--notes"))  # fmt: skip
+    command(
+        of_runs,
+        "import",
+        import_run,
+        arg("path", help="run folder or zip file"),
+        arg("--run-id", help="its name here"),
+    )
+    command(of_runs, "export", export_run, NAMED, arg("file", help="zip file to write"))
+    command(
+        of_runs, "push", push_run, NAMED, arg("tracker", help="its name"), arg("--project"), arg("--entity")
+    )
+
+
+def data_commands(commands) -> None:
+    "Make and import data sets"
+    data = commands.add_parser("data", help="Data sets").add_subparsers(
+        title="data commands", required=True, metavar="COMMAND"
+    )
+    command(data, "make", data_make, arg("name", help="er<N>, eru<N>, test, or a new name with --set"),
+            arg("--ignore-cache", action="store_true", help="make it again"),
+            arg("--set", help="the recipe, as num_pairs=500 sizes=[6,7]", **CHANGES),
+            arg("--test", help="what is different for the test data", **CHANGES))  # fmt: skip
+    command(
+        data,
+        "import",
+        data_import,
+        arg("name", help="a new name"),
+        arg("train", help="data.pt"),
+        arg("test", help="data.pt"),
+    )
+
+# %% ../nbs/99_cli.ipynb #c025
 def make_parser() -> argparse.ArgumentParser:
     "The parser of the command `nip`"
     parser = argparse.ArgumentParser(
         prog="nip", description="Neural interactive proofs: provers, verifiers, and what they learn."
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    def command(name, function, *arguments, of=commands):
-        sub = of.add_parser(name, help=function.__doc__, description=function.__doc__)
-        for flags, options in arguments:
-            sub.add_argument(*flags, **options)
-        sub.set_defaults(function=function)
-        return sub
-
-    arg = lambda *flags, **options: (flags, options)
-    device = arg("--device", default="cpu", help="torch device (default: cpu)")
-    command("demo", demo, device, arg("--seed", type=int, help="another seed"),
-            arg("--iterations", type=int, help="fewer or more iterations"))  # fmt: skip
-    changes = dict(nargs="*", default=[], metavar="NAME=VALUE")
-    command("run", run_file, arg("file", help="YAML or JSON file, or the name of a preset"), device, arg("--set", help="changes", **changes),
-            arg("--run-id", help="name of the run folder"),
-            arg("--tag", action="append", default=[], help="a word to find the run by"), arg("--group", help="group of the run"),
-            arg("--track", action="append", default=[], metavar="TRACKER", help="tell wandb, trackio or tensorboard, too"),
-            arg("--test-run", action="store_true", help="one smallest step, nothing kept"),
-            arg("--dry-run", action="store_true", help="print the hyper-parameters and stop"))  # fmt: skip
-    named = arg("run", metavar="RUN", help="name of a run, or its folder")
-    command("resume", resume, named, arg("--device", help="torch device; default: that of the run"))
-    command("reproduce", reproduce_run, named, arg("--iterations", type=int, help="only so many of them"))
-    command("evaluate", evaluate_run, named, arg("--device", help="torch device (default: cpu)"),
-            arg("--passes", type=int, default=5, help="games on each test instance"),
-            arg("--attack-iterations", type=int, default=40, metavar="N", help="iterations for which attackers learn; 0: no attack"),
-            arg("--attacks", type=int, default=1, help="attacks for each verdict"), arg("--seed", type=int, default=0, help="another seed"))  # fmt: skip
-    command("compare", compare_runs, arg("runs", metavar="RUN", nargs="*", help="names of runs, or their folders; none: all that are finished"),
-            arg("--by", default="interaction_protocol", help="parameter that groups runs"), arg("--figure", metavar="FILE", help="write the figure here"))  # fmt: skip
-    command("show", show)
-    command("bench", bench, device, arg("--workload", default="S", help="S or S1"), arg("--iterations", type=int, default=3, help="timed iterations"),
-            arg("--threads", type=int, default=1, help="torch threads"), arg("--json", help="write the figures here"))  # fmt: skip
-    runs = command("runs", list_runs, arg("--status", help="finished, interrupted, failed, running or stopped"),
-                   arg("--tag", help="has this tag"), arg("--group", help="is of this group"),
-                   arg("--where", action="append", default=[], metavar="CONDITION", help="as rl.lr=0.001 or test_mean_accuracy>0.9"),
-                   arg("--columns", nargs="*", default=[], metavar="NAME", help="more columns: parameters or metrics"),
-                   arg("--sort", metavar="COLUMN", help="largest first"), arg("--json", action="store_true", help="print JSON"))  # fmt: skip
-    of_runs = runs.add_subparsers(title="runs commands", metavar="COMMAND")
-    command("label", label_run, named, arg("--add", nargs="*", default=[], metavar="TAG"), arg("--remove", nargs="*", default=[], metavar="TAG"),
-            arg("--group"), arg("--notes"), of=of_runs)  # fmt: skip
-    command(
-        "import",
-        import_run,
-        arg("path", help="run folder or zip file"),
-        arg("--run-id", help="its name here"),
-        of=of_runs,
-    )
-    command("export", export_run, named, arg("file", help="zip file to write"), of=of_runs)
-    command(
-        "push",
-        push_run,
-        named,
-        arg("tracker", help="its name"),
-        arg("--project"),
-        arg("--entity"),
-        of=of_runs,
-    )
-    data = commands.add_parser("data", help="Data sets").add_subparsers(
-        title="data commands", required=True, metavar="COMMAND"
-    )
-    command("make", data_make, arg("name", help="er<N>, eru<N>, test, or a new name with --set"),
-            arg("--ignore-cache", action="store_true", help="make it again"),
-            arg("--set", help="the recipe, as num_pairs=500 sizes=[6,7]", **changes),
-            arg("--test", help="what is different for the test data", **changes), of=data)  # fmt: skip
-    command(
-        "import",
-        data_import,
-        arg("name", help="a new name"),
-        arg("train", help="data.pt"),
-        arg("test", help="data.pt"),
-        of=data,
-    )
+    for more in (experiment_commands, runs_commands, data_commands):
+        more(commands)
     return parser
 
 

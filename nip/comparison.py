@@ -14,12 +14,11 @@ from typing import Any
 from fastcore.basics import patch
 
 from .evaluation import Evaluation, Measure
-from .run_store import find_run
+from .run_store import find_run, value_at
 from .tracking import RunStore
 
 # %% auto #0
-__all__ = ['WITH_INTERVAL', 'COLUMNS', 'PANELS', 'tested', 'cells', 'setting', 'protocol_name', 'row_of', 'Comparison', 'compare',
-           'panels']
+__all__ = ['WITH_INTERVAL', 'COLUMNS', 'PANELS', 'tested', 'cells', 'protocol_name', 'row_of', 'Comparison', 'compare', 'panels']
 
 # %% ../nbs/97a_comparison.ipynb #c005
 WITH_INTERVAL = ("accuracy", "completeness", "soundness", "soundness_attacked", "completeness_attacked", "mostly_wrong", "always_wrong")  # fmt: skip
@@ -46,17 +45,9 @@ def cells(measures: Mapping[str, Measure]) -> dict[str, float]:
     return row
 
 # %% ../nbs/97a_comparison.ipynb #c008
-def setting(hyper_params: Mapping[str, Any], path: str) -> Any:
-    "The value at a dotted address in the record of hyper-parameters; None if there is none"
-    value = hyper_params
-    for name in path.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
-
-
 def protocol_name(hyper_params: Mapping[str, Any]) -> str:
     "The protocol, with `zk-` in front where it is played under zero knowledge"
-    zk = "zk-" if setting(hyper_params, "protocol_common.zero_knowledge") else ""
+    zk = "zk-" if value_at(hyper_params, "protocol_common.zero_knowledge") else ""
     return f"{zk}{hyper_params['interaction_protocol']}"
 
 # %% ../nbs/97a_comparison.ipynb #c009
@@ -70,7 +61,7 @@ def row_of(run_or_result, run_store, by: str) -> tuple[dict[str, Any], dict[str,
     found = Evaluation.load(run) if run else None
     protocol = protocol_name(hyper_params)
     row = {"run": run.id if run else "not kept", "protocol": protocol, "trainer": hyper_params["trainer"], "seed": hyper_params["seed"],
-           "group": protocol if by == "interaction_protocol" else str(setting(hyper_params, by))}  # fmt: skip
+           "group": protocol if by == "interaction_protocol" else str(value_at(hyper_params, by))}  # fmt: skip
     return row | cells(tested(result) | (found.measures if found else {})), (found.ceilings if found else {})
 
 # %% ../nbs/97a_comparison.ipynb #c012
@@ -136,7 +127,7 @@ def compare(
     runs = list(runs[0]) if len(runs) == 1 and isinstance(runs[0], list | tuple) else list(runs)
     store = RunStore(run_store)
     if not runs:
-        runs = [r for r in map(store.open, store.ids()) if r.status == "finished"]
+        runs = store.select(status="finished")
     if not runs:
         raise FileNotFoundError(f"there are no finished runs in {store.root} to compare")
     rows, known = zip(*(row_of(run, store, by) for run in runs))

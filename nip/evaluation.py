@@ -30,6 +30,7 @@ from .scenario import build_datasets, build_scenario_instance
 from .settings import ExperimentSettings, derive_seed, generator
 from .statistics import confidence_interval, per_instance
 from .tracking import Run, RunStore, atomic_write
+from .trainer import join_state
 from .zero_knowledge import TWINS, ZeroKnowledge, likeness
 
 # %% auto #0
@@ -99,8 +100,7 @@ def trained(
     run = find_run(run_or_result, run_store)
     hyper_params, settings = HyperParameters.from_dict(run.hyper_params), ExperimentSettings(**settings)
     _plays(hyper_params)
-    tensors, _ = run.load_checkpoint()
-    weights = {k.removeprefix("agents/"): v for k, v in tensors.items() if k.startswith("agents/")}
+    weights = join_state(*run.load_checkpoint())["agents"]
     scenario = scenarios[hyper_params.scenario](hyper_params, settings)
     return Trained(hyper_params, settings, weights, build_datasets(scenario), run)
 

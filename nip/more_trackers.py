@@ -7,14 +7,13 @@ __all__ = ['needs', 'TensorBoardTracker', 'TrackioTracker']
 
 # %% ../nbs/03c_trackers.ipynb #c002
 import json
-import os
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
 
-from .checked import ParameterError, plain
-from .tracking import Tracker, numbers, register_tracker, to_json_value
-from .wandb_tracking import read_env, said
+from .checked import ParameterError
+from .tracking import Tracker, numbers, register_tracker
+from .wandb_tracking import config_of, project_of
 
 # %% ../nbs/03c_trackers.ipynb #c004
 def needs(package: str) -> None:
@@ -36,7 +35,7 @@ class TensorBoardTracker(Tracker):
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(run.dir / "tensorboard"), purge_step=run.start or 0)
-        text = json.dumps(to_json_value(plain(hyper_params)), indent=1)
+        text = json.dumps(config_of(hyper_params), indent=1)
         self.writer.add_text("hyper_params", f"```\n{text}\n```")
 
     def log(self, step, metrics):
@@ -61,9 +60,7 @@ class TrackioTracker(Tracker):
     def start(self, run, hyper_params, settings):
         import trackio
 
-        read_env()
-        project = said(settings, "wandb_project", os.environ.get("WANDB_PROJECT")) or "nip"
-        config = to_json_value(plain(hyper_params))
+        project, config = project_of(settings) or "nip", config_of(hyper_params)
         with redirect_stdout(StringIO()):  # it names folders
             self.trackio = trackio.init(
                 project=project, name=run.id, config=config, resume="allow", embed=False

@@ -18,7 +18,7 @@ from .agent_checkpoints import to_load, without_checkpoints
 from .data import cache_dir
 from .scenario import ScenarioInstance, build_scenario_instance
 from .solo import SoloAgentTrainer, can_learn
-from .tracking import atomic_write
+from .tracking import atomic_write, tensor_bytes
 
 # %% auto #0
 __all__ = ['SHAPES', 'IRRELEVANT', 'body_recipe', 'body_folder', 'keep_body', 'kept_body', 'train_body', 'pretrain']
@@ -70,7 +70,7 @@ def keep_body(folder: Path, recipe: dict, weights: dict[str, Tensor], metrics: d
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    data = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in weights.items()})
+    data = tensor_bytes(weights)
     atomic_write(partial / "body.safetensors", data)
     record = {"recipe": recipe, "metrics": metrics, "sha256": hashlib.sha256(data).hexdigest()}
     atomic_write(partial / "record.json", json.dumps(record, indent=1))

@@ -445,7 +445,7 @@ def iterate(self: RlTrainer) -> dict[str, float]:
     stats = self.game_statistics(recorded) | self.loss_statistics(flat, losses)
     for observer in self.observers:
         stats |= observer.scores(recorded)
-    self.played = recorded
+    self.take_samples(recorded)
     return stats
 
 
@@ -555,7 +555,7 @@ def test_rollouts(self: RlTrainer, passes: int | None = None, chunk: int = 1000)
 @patch
 def test(self: RlTrainer) -> dict[str, float]:
     pieces = self.test_rollouts()
-    self.played = pieces[0]
+    self.take_samples(pieces[0])
     stats = [self.game_statistics(p) for p in pieces]
     played = {k: torch.cat([p[k][p["done"]] for p in pieces]) for k in ("outcome", "y", "id")}
     y = played["y"].squeeze(-1)
@@ -566,10 +566,15 @@ def test(self: RlTrainer) -> dict[str, float]:
 
 # %% ../nbs/92_rl.ipynb #c034
 @patch
+def take_samples(self: RlTrainer, played: TensorDict) -> None:
+    "Remember a few of the games `[B time]`, apart, so that the others can be forgotten"
+    self.samples = played[: self.settings.num_rollout_samples].clone() if self.run else None
+
+
+@patch
 def keep_samples(self: RlTrainer, name: str) -> None:
-    if self.settings.num_rollout_samples:
-        games = self.played[: self.settings.num_rollout_samples]
-        save_rollouts(self.run, name, games, self.protocol, self.spaces)
+    if len(self.samples):
+        save_rollouts(self.run, name, self.samples, self.protocol, self.spaces)
 
 
 @patch

@@ -22,7 +22,7 @@ from filelock import FileLock
 
 from .checked import ParameterError
 from .settings import cache_dir
-from .tracking import LABELS, Run, RunStore, from_json_value, trackers
+from .tracking import LABELS, Run, RunStore, from_json_value, trackers, whole_folder
 
 # %% ../nbs/03a_run_store.ipynb #c005
 def last_metrics(run: Run) -> dict[str, Any]:
@@ -181,19 +181,15 @@ def import_run(
 ) -> Run:
     "Copy a run into this store; `FileExistsError` if the name is taken, `ValueError` if its files are damaged"
     source, name = Path(source), self.name(run_id or Path(source).name.removesuffix(".zip"), {})
-    partial = self.root / f".{name}.{secrets.token_hex(4)}"
-    try:
+    with whole_folder(self.root / name) as partial:
         if source.is_dir():
-            shutil.copytree(source, partial, ignore=shutil.ignore_patterns(".*"))
+            shutil.copytree(source, partial, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
         else:
             zipfile.ZipFile(source).extractall(partial)
         if wrong := faults(Run(partial)):
             raise ValueError(f"{source.name} is not a sound run: {'; '.join(wrong)}")
         if (self.root / name).exists():
             raise FileExistsError(f"run {name!r} exists in {self.root}; give the import another name")
-        partial.rename(self.root / name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return self.open(name)
 
 
