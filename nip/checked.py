@@ -407,7 +407,8 @@ def to_dict(self: Parameters) -> dict[str, Any]:
 # %% ../nbs/00a_checked.ipynb #c035
 def differs(self: Parameters, name: str) -> bool:
     "Whether a parameter is not at its default"
-    return getattr(self, name) != self._default(name)
+    value, default = getattr(self, name), self._default(name)
+    return value != default or isinstance(value, bool) != isinstance(default, bool)  # 0.0 is not False
 
 
 def show(value) -> str:

@@ -9,8 +9,6 @@ import argparse
 import sys
 from pathlib import Path
 
-import yaml
-
 # %% auto #0
 __all__ = ['NAMED', 'DEVICE', 'CHANGES', 'demo_table', 'demo_picture', 'demo', 'parse_changes', 'run_file', 'outcome',
            'data_make', 'data_import', 'show', 'bench', 'evaluate_run', 'compare_runs', 'resume', 'reproduce_run',
@@ -106,18 +104,25 @@ def parse_changes(pairs: list[str]) -> dict:
     bad = [p for p in pairs if "=" not in p]
     if bad:
         raise SystemExit(f"--set takes NAME=VALUE, not {bad[0]!r}")
-    return {name: yaml.safe_load(value) for name, value in (p.split("=", 1) for p in pairs)}
+    from nip.parameters import read_value
+
+    return {name: read_value(value) for name, value in (p.split("=", 1) for p in pairs)}
 
 # %% ../nbs/99_cli.ipynb #c010
 def run_file(args) -> int:
-    "Train what a YAML or JSON file of hyper-parameters describes"
-    from nip.parameters import HyperParameters, ParameterError
+    "Train what a YAML or JSON file of hyper-parameters describes, or a preset, or --set alone"
+    from nip.parameters import HyperParameters, ParameterError, changed
     from nip.run import preset, presets, run_experiment
 
-    if args.file not in presets and not Path(args.file).exists():
+    changes = parse_changes(args.set)
+    if args.file is None:
+        hyper_params = HyperParameters.from_dict(changed({}, changes))
+    elif args.file in presets:
+        hyper_params = preset(args.file, **changes)
+    elif Path(args.file).exists():
+        hyper_params = HyperParameters.load(args.file).replace(changes)
+    else:
         raise ParameterError("file", args.file, "is neither a file nor a preset", presets.names())
-    hyper_params = preset(args.file) if args.file in presets else HyperParameters.load(args.file)
-    hyper_params = hyper_params.replace(parse_changes(args.set))
     if args.dry_run:
         print(hyper_params.to_yaml())
         return 0
@@ -297,7 +302,7 @@ def experiment_commands(commands) -> None:
     "Train, go on, look at what came out"
     command(commands, "demo", demo, DEVICE, arg("--seed", type=int, help="another seed"),
             arg("--iterations", type=int, help="fewer or more iterations"))  # fmt: skip
-    command(commands, "run", run_file, arg("file", help="YAML or JSON file, or the name of a preset"), DEVICE, arg("--set", help="changes", **CHANGES),
+    command(commands, "run", run_file, arg("file", nargs="?", help="YAML or JSON file, or the name of a preset"), DEVICE, arg("--set", help="changes", **CHANGES),
             arg("--run-id", help="name of the run folder"),
             arg("--tag", action="append", default=[], help="a word to find the run by"), arg("--group", help="group of the run"),
             arg("--track", action="append", default=[], metavar="TRACKER", help="tell wandb, trackio or tensorboard, too"),

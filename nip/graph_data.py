@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_POOL', 'PATIENCE', 'KINDS', 'wl_colours', 'multiset_hashes', 'wl_scores', 'GraphRecipe', 'random_graphs',
            'wl_hashes', 'neighbours', 'make_graph_pairs', 'lone_verifier_ceiling', 'scripted_acceptance',
-           'scripted_accuracy', 'recipes', 'check_split', 'graph_hashes', 'load_graph_pairs', 'make_dataset',
-           'read_data_pt', 'write_data_pt', 'import_data_pt', 'draw_pair']
+           'scripted_accuracy', 'own_names', 'recipes', 'check_split', 'graph_hashes', 'load_graph_pairs',
+           'make_dataset', 'read_data_pt', 'write_data_pt', 'import_data_pt', 'draw_pair']
 
 # %% ../nbs/31_graph_data.ipynb #c002
 import re
@@ -284,6 +284,11 @@ def _folder() -> Path:
     return cache_dir() / "graph_isomorphism"
 
 
+def own_names() -> list[str]:
+    "Data sets that were made or imported under names of their own"
+    return sorted(p.parent.name for p in _folder().glob("*/recipe.yaml"))
+
+
 def recipes(name: str) -> dict[str, GraphRecipe]:
     "The recipe of each split of a data set; raises `ParameterError` for a name that means nothing"
     if name == "test":
@@ -297,8 +302,7 @@ def recipes(name: str) -> dict[str, GraphRecipe]:
     if re.fullmatch(r"[\w.-]+", name) and file.exists():
         kept = yaml.safe_load(file.read_text(encoding="utf-8"))
         return {split: GraphRecipe.from_dict(recipe) if recipe else None for split, recipe in kept.items()}
-    own = sorted(p.parent.name for p in _folder().glob("*/recipe.yaml"))
-    raise ParameterError("dataset", name, "is not a data set of pairs of graphs", [*KINDS, *own])
+    raise ParameterError("dataset", name, "is not a data set of pairs of graphs", [*KINDS, *own_names()])
 
 # %% ../nbs/31_graph_data.ipynb #c035
 def check_split(choices: dict, split: str):

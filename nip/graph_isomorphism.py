@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from .agents import AgentPart, LrFactors, PartContext
 from .data import Dataset
-from .graph_data import draw_pair, load_graph_pairs, lone_verifier_ceiling, recipes, scripted_accuracy
+from nip.graph_data import (
+    draw_pair,
+    load_graph_pairs,
+    lone_verifier_ceiling,
+    own_names,
+    recipes,
+    scripted_accuracy,
+)
 from .graph_oracle import GraphOracle, exchanges, honest_provers
 from .messages import MessageSpace
 from nip.networks import (
@@ -279,6 +286,10 @@ class GraphIsomorphismScenario(Scenario):
     def check_parameters(cls, hyper_params) -> None:
         super().check_parameters(hyper_params)
         recipes(hyper_params.dataset)
+
+    @classmethod
+    def dataset_names(cls) -> list[str]:
+        return ["er1000", "er10000", "eru10000", "test", *own_names()]
 
     def load_dataset(self, split: str) -> Dataset:
         hp, settings = self.hyper_params, self.settings

@@ -16,7 +16,7 @@ ANNEALINGS = ("none", "linear", "exponential")
 TEST_SCHEMES = ("none", "all", "last", "first_and_last")
 
 
-@register_parameters("text_rl")
+@register_parameters("text_rl", only_if_claimed=True)
 @dataclass
 class TextRlParameters(Parameters):
     "Reinforcement learning of text agents"
@@ -34,7 +34,7 @@ class TextRlParameters(Parameters):
 ROLLOUT_SELECTIONS = ("threshold", "weighted_sampling")
 
 
-@register_parameters("pure_text_ei")
+@register_parameters("pure_text_ei", only_if_claimed=True)
 @dataclass
 class PureTextEiParameters(Parameters):
     "Expert iteration"
@@ -47,7 +47,7 @@ class PureTextEiParameters(Parameters):
     weighting_epsilon: float = param(0.01, gt=0)  # Weight of the worst rollout
 
 
-@register_parameters("pure_text_malt")
+@register_parameters("pure_text_malt", only_if_claimed=True)
 @dataclass
 class PureTextMaltParameters(Parameters):
     "Multi-agent training on trees of answers"
@@ -58,7 +58,7 @@ class PureTextMaltParameters(Parameters):
 APPS_DIFFICULTIES = ("introductory", "interview", "competition")
 
 
-@register_parameters("image_classification")
+@register_parameters("image_classification", only_if_claimed=True)
 @dataclass
 class ImageClassificationParameters(Parameters):
     "Parameters of every agent that looks at images"
@@ -67,7 +67,7 @@ class ImageClassificationParameters(Parameters):
     initial_num_channels: int = param(16, ge=1)  # Channels of the first; each further group doubles them
 
 
-@register_parameters("code_validation")
+@register_parameters("code_validation", only_if_claimed=True)
 @dataclass
 class CodeValidationParameters(Parameters):
     "Which programs are validated"

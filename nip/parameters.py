@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['scenarios', 'trainers', 'protocol_handlers', 'parameter_groups', 'agent_parameters', 'build_agent',
-           'AgentsParameters', 'HyperParameters', 'register_parameters', 'ParameterError', 'UnknownParameter',
-           'Parameters', 'param']
+           'AgentsParameters', 'HyperParameters', 'register_parameters', 'read_value', 'write_value', 'changed',
+           'ParameterError', 'UnknownParameter', 'Parameters', 'param']
 
 # %% ../nbs/10_parameters.ipynb #c002
 import json
+import math
 import re
 from collections import UserDict
 from collections.abc import Mapping
@@ -205,6 +206,7 @@ def validate(self: HyperParameters):
 # %% ../nbs/10_parameters.ipynb #c015
 def register_parameters(
     name: str,  # Name of the group: `HyperParameters(name={...})`
+    only_if_claimed: bool = False,  # Whether it matters only to components that have it in their `parameter_groups`
 ):
     "Class decorator: make a `Parameters` dataclass a group of the hyper-parameters"
     if not name.isidentifier() or name in dataclass_specs(HyperParameters) or hasattr(HyperParameters, name):
@@ -215,7 +217,7 @@ def register_parameters(
             raise TypeError(f"{cls.__name__} must derive from Parameters")
         cls = cls if "__dataclass_fields__" in vars(cls) else dataclass(cls)
         cls._label = name
-        return parameter_groups.register(name, cls)
+        return parameter_groups.register(name, cls, only_if_claimed=only_if_claimed)
 
     return register
 
@@ -258,6 +260,17 @@ for _side in (
     _Dumper,
 ):  # both: what would be read as a number must be written in quotes where it is text
     _side.add_implicit_resolver("tag:yaml.org,2002:float", _number, list("-+.0123456789"))
+
+
+def read_value(text: str) -> Any:
+    "A plain value, written as YAML on one line, as on the command line: `1e-4`, `[7, 8]`, `{actor: 0.1}`"
+    return yaml.load(text, Loader=_Loader)
+
+
+def write_value(value: Any) -> str:
+    "What `read_value` reads"
+    text = yaml.dump(plain(value), Dumper=_Dumper, default_flow_style=True, width=math.inf, sort_keys=False)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _text(source: str | Path) -> str:
@@ -327,7 +340,7 @@ def load(cls: HyperParameters, path: str | Path):
     "Hyper-parameters from a YAML or JSON file, by the suffix of `path`"
     return getattr(cls, f"from_{_format(path)}")(Path(path))
 
-# %% ../nbs/10_parameters.ipynb #c032
+# %% ../nbs/10_parameters.ipynb #c034
 @patch
 def get(
     self: HyperParameters,
@@ -342,7 +355,7 @@ def get(
         value = getattr(value, name) if isinstance(value, Parameters) else value[name]
     return value
 
-# %% ../nbs/10_parameters.ipynb #c033
+# %% ../nbs/10_parameters.ipynb #c035
 @patch
 def replace(
     self: HyperParameters,
@@ -350,11 +363,16 @@ def replace(
     **more,  # Those whose address is a plain name
 ) -> HyperParameters:
     "A copy with changes; an agent that gets its first parameter of its own starts from `_default`"
-    d = self.to_dict()
-    for path, value in {**(changes or {}), **more}.items():
+    return type(self).from_dict(changed(self.to_dict(), {**(changes or {}), **more}))
+
+
+def changed(d: dict, changes: Mapping[str, Any]) -> dict:
+    "Nested dicts `d` of hyper-parameters, with the values that `changes` has for dotted addresses put in"
+    for path, value in changes.items():
         *parents, name = path.split(".")
         if parents[:1] == ["agents"] and parents[1:]:
-            d["agents"].setdefault(parents[1], deepcopy(d["agents"]["_default"]))
+            agents = d.setdefault("agents", {})
+            agents.setdefault(parents[1], deepcopy(agents.get("_default", {})))
         inner = d
         for depth, parent in enumerate(parents, 1):
             inner[parent] = inner.get(parent) or {}
@@ -362,9 +380,9 @@ def replace(
             if not isinstance(inner, dict):
                 raise UnknownParameter(path, value, [".".join(parents[:depth])])
         inner[name] = value
-    return type(self).from_dict(d)
+    return d
 
-# %% ../nbs/10_parameters.ipynb #c034
+# %% ../nbs/10_parameters.ipynb #c036
 @patch
 def diff(
     self: HyperParameters,
@@ -384,7 +402,7 @@ def _diff(mine, theirs, path):
     elif mine != theirs:
         yield path, (mine, theirs)
 
-# %% ../nbs/10_parameters.ipynb #c038
+# %% ../nbs/10_parameters.ipynb #c040
 def _fold(title: str, differs: bool, content: str) -> str:
     title = f"<b>{escape(title)}</b>" if differs else escape(title)
     return f"<details><summary>{title}</summary>{content}</details>"
@@ -398,7 +416,7 @@ def _repr_html_(self: HyperParameters) -> str:
     groups = [_fold(n, differs(self, n), getattr(self, n)._repr_html_()) for n in parameter_groups]
     return parameters_table(self, plain) + "".join(agents + groups)
 
-# %% ../nbs/10_parameters.ipynb #c041
+# %% ../nbs/10_parameters.ipynb #c043
 @patch(cls_method=True)
 def construct_test_params(
     cls: HyperParameters,

@@ -213,6 +213,10 @@ class ParityScenario(Scenario):
         super().check_parameters(hyper_params)
         num_blocks(hyper_params.dataset)
 
+    @classmethod
+    def dataset_names(cls) -> list[str]:
+        return ["parity4", "parity8", "test"]
+
     def load_dataset(self, split: str) -> Dataset:
         name, limit = self.hyper_params.dataset, self.hyper_params.dataset_options.max_train_size
         td = make_parity_data(num_blocks(name), NUM_INSTANCES[split], generator(0, name, split))

@@ -66,6 +66,8 @@ def verdict_cross_entropy(batch: TensorDictBase, decides: Tensor) -> Tensor:
 class VanillaPpoTrainer(RlTrainer):
     "Independent PPO for every agent"
 
+    parameter_groups = (*RlTrainer.parameter_groups, "ppo", "vanilla_ppo")
+
     def prepare(self) -> None:
         super().prepare()
         self.normalise_advantage = self.hyper_params.ppo.normalize_advantage

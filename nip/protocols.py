@@ -45,6 +45,7 @@ class NipProtocol(DeterministicSingleVerifierProtocolHandler):
     "Prover and verifier take turns; the verifier decides when it has heard enough"
 
     agent_names = ["prover", "verifier"]
+    parameter_groups = ("nip_protocol",)
 
     @property
     def max_message_rounds(self) -> int:
@@ -97,11 +98,10 @@ class TwoProverProtocol(DeterministicSingleVerifierProtocolHandler):
 
     agent_names = ["prover0", "prover1", "verifier"]
     message_channel_names = ["prover0_channel", "prover1_channel"]
-    parameter_group: str  # Where its `TwoProverParameters` are
 
     @property
     def game(self) -> TwoProverParameters:
-        return getattr(self.hyper_params, self.parameter_group)
+        return getattr(self.hyper_params, self.parameter_groups[0])
 
     @property
     def max_message_rounds(self) -> int:
@@ -127,7 +127,7 @@ class TwoProverProtocol(DeterministicSingleVerifierProtocolHandler):
 class DebateProtocol(TwoProverProtocol):
     "One prover argues for 0, the other for 1, and both hear everything"
 
-    parameter_group = "debate_protocol"
+    parameter_groups = ("debate_protocol",)
 
 # %% ../nbs/21_protocols.ipynb #c020
 @register_parameters("mnip_protocol")
@@ -140,7 +140,7 @@ class MnipProtocolParameters(TwoProverParameters):
 class MnipProtocol(TwoProverProtocol):
     "Two provers argue for 1, and neither hears the other"
 
-    parameter_group = "mnip_protocol"
+    parameter_groups = ("mnip_protocol",)
     agent_channel_visibility = [
         ("prover0", "prover0_channel"),
         ("prover1", "prover1_channel"),

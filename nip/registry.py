@@ -49,6 +49,7 @@ COMPONENT_MODULES = [
     "nip.more_trackers",
     "nip.base_run",
     "nip.groups",
+    "nip.protocol",
     "nip.protocols",
     "nip.zero_knowledge",
     "nip.data",

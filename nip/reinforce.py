@@ -39,6 +39,8 @@ class ReinforceParameters(Parameters):
 class ReinforceTrainer(RlTrainer):
     "Every agent for itself, by the plain policy gradient"
 
+    parameter_groups = (*RlTrainer.parameter_groups, "ppo", "reinforce")
+
     @classmethod
     def part_names(cls, hyper_params) -> tuple[str, ...]:
         critic = hyper_params.reinforce.use_advantage_and_critic

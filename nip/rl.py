@@ -118,6 +118,8 @@ def steps_per_iteration(hyper_params, protocol) -> int:
 class RlTrainer(Trainer):
     "A reinforcement learner; a subclass defines `agent_losses`"
 
+    parameter_groups = ("rl", "message_regression")
+
     @classmethod
     def part_names(cls, hyper_params) -> tuple[str, ...]:
         shared = hyper_params.rl.use_shared_body

@@ -158,6 +158,7 @@ def settings_of(run: Run) -> dict:
         "run_id",
         "logger",
         "profiler",
+        "stop_request",
         "tqdm_func",
         "global_tqdm_step_fn",
         "do_not_load_checkpoint",

@@ -45,6 +45,7 @@ class Scenario:
     "A task: data, message space, and how the parts of an agent are made"
 
     agent_parameters_class: type  # Parameters of an agent of this scenario
+    parameter_groups: tuple[str, ...] = ()  # Groups of hyper-parameters that matter to it
     num_parts: int = 1  # Parts of `instance_repr [B part d]`
     manual_parts: dict[
         str, type[AgentPart]
@@ -62,6 +63,11 @@ class Scenario:
             if getattr(params, "use_manual_architecture", False) and not cls.manual_parts:
                 why = f"is not possible: {hyper_params.scenario!r} has no hand-written agents"
                 raise ParameterError(f"agents.{agent}.use_manual_architecture", True, why, [False])
+
+    @classmethod
+    def dataset_names(cls) -> list[str]:
+        "Some names of data sets, to choose from"
+        return []
 
     def load_dataset(self, split: str) -> Dataset:
         "The data of `split`: `'train'` or `'test'`"

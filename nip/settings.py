@@ -9,6 +9,7 @@ __all__ = ['ExperimentSettings', 'check_device', 'cache_dir', 'derive_seed', 'ge
 import hashlib
 import logging
 import os
+import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ class ExperimentSettings(Parameters):
     num_api_connection_errors: int = param(10, ge=0)  # Failed connections to put up with
     logger: logging.Logger | None = None  # Where messages go; None: to the run's log
     profiler: Any = None  # A `torch.profiler.profile` that is stepped in each iteration
+    stop_request: Any = None  # A `StopRequest` by which others can stop the run between iterations
     tqdm_func: Callable = tqdm  # Makes progress bars
     global_tqdm_step_fn: Callable | None = None  # Called after each iteration
 
@@ -124,12 +126,15 @@ def generator(
     return torch.Generator(device).manual_seed(derive_seed(seed, *labels))
 
 
+_global_state = threading.RLock()
+
+
 @contextmanager
 def seeded(
     seed: int,  # Of the experiment
     *labels: str | int,  # What the random numbers are for
 ):
     "PyTorch's global CPU generator, seeded for one purpose, and afterwards as it was"
-    with torch.random.fork_rng(devices=[]):
+    with _global_state, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, *labels))
         yield

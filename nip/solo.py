@@ -44,6 +44,8 @@ def can_learn(hyper_params, names) -> list[str]:
 class SoloAgentTrainer(Trainer):
     "Every agent alone, by cross-entropy on the label"
 
+    parameter_groups = ("solo_agent",)
+
     trains_random_agents = False
 
     @classmethod

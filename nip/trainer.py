@@ -110,10 +110,11 @@ class Trainer:
     "Improves the agents of a scenario instance, iteration by iteration"
 
     trains_random_agents: bool = True  # Whether a random agent may take part
+    parameter_groups: tuple[str, ...] = ()  # Groups of hyper-parameters that matter to it
 
     def __init__(self, instance: ScenarioInstance, run: Run | None = None):
         self.instance, self.hyper_params, self.settings = instance, instance.hyper_params, instance.settings
-        self.run, self.iteration, self.stop = run, 0, StopRequest()
+        self.run, self.iteration, self.stop = run, 0, self.settings.stop_request or StopRequest()
         self.metrics: dict[str, float] = {}  # Of the last iteration
         self.before: dict[str, float] = {}  # Of what came before training
 

@@ -56,6 +56,8 @@ TWINS = {
 class ZeroKnowledge(ProtocolHandler):
     "Any protocol with one verifier, with an adversarial verifier and a simulator beside it"
 
+    parameter_groups = ("zk_protocol",)
+
     def __init__(self, base: ProtocolHandler):
         super().__init__(base.hyper_params)
         self.base, self.name = base, base.hyper_params.interaction_protocol
