@@ -308,6 +308,8 @@ class SpgParameters(Parameters):
 class SpgTrainer(VanillaPpoTrainer):
     "Stackelberg policy gradients, LOLA and stable opponent shaping"
 
+    parameter_groups = (*VanillaPpoTrainer.parameter_groups, "spg")
+
     @classmethod
     def check_parameters(cls, hyper_params) -> None:
         "Raise `ParameterError` where the sequence of leaders and followers does not fit the protocol"
