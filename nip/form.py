@@ -343,7 +343,8 @@ class Fold:
 
     def toggled(self, change=None) -> None:
         if self.button.value and not self.made:
-            self.made, self.body.children = True, list(self.make())
+            self.made = True
+            self.body.children = list(self.make())
         self.body.layout.display = None if self.button.value else "none"
         self.rename(self.title)
 
@@ -472,7 +473,7 @@ def about(name: str) -> str:
 def section(self: Form, name: str) -> Fold:
     "A section of the form"
     if name not in self.folds:
-        make = (lambda: [self.agents.root]) if name == "agents" else (lambda: self.rows(name))
+        make = self.agents.opened if name == "agents" else (lambda: self.rows(name))
         self.folds[name] = Fold(name, make, f"Show the parameters of {name}")
     return self.folds[name]
 
@@ -577,6 +578,11 @@ class AgentsPanel:
         self.root = W.VBox([self.who, self.mode, self.rows])
         self.who.observe(self.chosen, "value")
         self.mode.observe(self.mode_chosen, "value")
+
+    def opened(self) -> list[W.Widget]:
+        with _showing(self.form):
+            self.show()
+        return [self.root]
 
     def chosen(self, change) -> None:
         if not self.form.is_showing:
