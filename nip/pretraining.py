@@ -21,7 +21,8 @@ from .solo import SoloAgentTrainer, can_learn
 from .tracking import atomic_write, tensor_bytes
 
 # %% auto #0
-__all__ = ['SHAPES', 'IRRELEVANT', 'body_recipe', 'body_folder', 'keep_body', 'kept_body', 'train_body', 'pretrain']
+__all__ = ['SHAPES', 'IRRELEVANT', 'body_recipe', 'body_folder', 'keep_body', 'kept_body', 'school', 'train_body', 'to_pretrain',
+           'pretrain']
 
 # %% ../nbs/94a_pretraining.ipynb #c005
 SHAPES = (
@@ -89,26 +90,36 @@ def kept_body(folder: Path) -> tuple[dict[str, Tensor], dict[str, float]] | None
         return None
 
 # %% ../nbs/94a_pretraining.ipynb #c009
-def train_body(instance: ScenarioInstance, agent: str) -> tuple[dict[str, Tensor], dict[str, float]]:
-    "Weights of the body of `agent` after supervised training, and what it measured"
+def school(instance: ScenarioInstance, agent: str) -> SoloAgentTrainer:
+    "A trainer that will teach `agent` alone, on the data of `instance`"
     default = {a: {} for a in instance.agents if a not in can_learn(instance.hyper_params, instance.agents)}
     hp = without_checkpoints(instance.hyper_params).replace(
         {"trainer": "solo_agent", "pretrain_agents": False} | {f"agents.{a}": p for a, p in default.items()}
     )
-    school = build_scenario_instance(hp, instance.settings, (instance.train_dataset, instance.test_dataset))
-    trainer = SoloAgentTrainer(school, pupils=[agent])
+    data = (instance.train_dataset, instance.test_dataset)
+    return SoloAgentTrainer(build_scenario_instance(hp, instance.settings, data), pupils=[agent])
+
+
+def train_body(instance: ScenarioInstance, agent: str) -> tuple[dict[str, Tensor], dict[str, float]]:
+    "Weights of the body of `agent` after supervised training, and what it measured"
+    trainer = school(instance, agent)
     metrics = trainer.train()
     if trainer.stop:
         raise KeyboardInterrupt("interrupted in pretraining")
-    return school.agents[agent].body.state_dict(), {
-        k: v for k, v in metrics.items() if k.startswith(f"{agent}.")
-    }
+    weights = trainer.instance.agents[agent].body.state_dict()
+    return weights, {k: v for k, v in metrics.items() if k.startswith(f"{agent}.")}
+
+
+def to_pretrain(instance: ScenarioInstance) -> list[str]:
+    "Agents that can learn, and have no weights of an earlier run"
+    brought = to_load(instance.hyper_params)
+    return [a for a in can_learn(instance.hyper_params, instance.agents) if a not in brought]
 
 
 def pretrain(instance: ScenarioInstance) -> dict[str, float]:
     "Give every agent that can learn, and has no weights of an earlier run, a pretrained body, from the cache where it is there; metrics as `agent.pretrain_…`"
-    found, brought = {}, to_load(instance.hyper_params)
-    for agent in (a for a in can_learn(instance.hyper_params, instance.agents) if a not in brought):
+    found = {}
+    for agent in to_pretrain(instance):
         recipe = body_recipe(instance, agent)
         folder = body_folder(recipe)
         folder.parent.mkdir(parents=True, exist_ok=True)

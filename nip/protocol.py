@@ -17,9 +17,9 @@ from .parameters import ParameterError, Parameters, param, protocol_handlers, re
 from .registry import Registry
 
 # %% auto #0
-__all__ = ['REJECT', 'ACCEPT', 'NO_DECISION', 'protocol_wrappers', 'CommonProtocolParameters', 'ProtocolHandler',
-           'SingleVerifierProtocolHandler', 'DeterministicSingleVerifierProtocolHandler', 'register_protocol_handler',
-           'build_protocol_handler']
+__all__ = ['REJECT', 'ACCEPT', 'NO_DECISION', 'protocol_wrappers', 'CHANNEL_COLOURS', 'CommonProtocolParameters',
+           'ProtocolHandler', 'SingleVerifierProtocolHandler', 'DeterministicSingleVerifierProtocolHandler',
+           'register_protocol_handler', 'build_protocol_handler', 'legend_columns']
 
 # %% ../nbs/20_protocol.ipynb #c005
 @register_parameters("protocol_common")
@@ -373,3 +373,116 @@ def _repr_html_(self: ProtocolHandler) -> str:
         caption = f"<caption>{type(self).__name__}{f', schedule {v}' if self.num_variants > 1 else ''}: ● speaks, ◆ may decide, ○ reads</caption>"
         tables.append(f"<table>{caption}<tr>{head}</tr>{''.join(f'<tr>{r}</tr>' for r in rows)}</table>")
     return "".join(tables)
+
+# %% ../nbs/20_protocol.ipynb #c035
+CHANNEL_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
+
+
+def legend_columns(width: float) -> int:
+    "How many entries fit beside each other in `width` inches"
+    return max(1, int(width / 2.1))
+
+
+@patch(as_prop=True)
+def legend(self: ProtocolHandler) -> dict[str, dict]:
+    "What signs and colours mean: label → style"
+    heard = bool((self.agent_channel_visibility_mask.sum(0) > 1).any())
+    sign = lambda marker: {"ls": "none", "marker": marker}
+    signs = {"speaks": sign("o"), "speaks, and may decide": sign("D")} | (
+        {"hears it": sign("v")} if heard else {}
+    )
+    channels = {name: self.channel_style(c) for c, name in enumerate(self.message_channel_names)}
+    return signs | (channels if len(channels) > 1 else {})
+
+
+@patch
+def channel_style(self: ProtocolHandler, channel: int) -> dict:
+    "Colour and line of a channel: with more channels than colours, the others are dashed"
+    n = len(CHANNEL_COLOURS)
+    return {"color": CHANNEL_COLOURS[channel % n], "ls": "-" if channel < n else "--"}
+
+
+@patch(as_prop=True)
+def drawing_size(self: ProtocolHandler) -> tuple[float, float]:
+    "Width and height of `draw`, in inches"
+    at_once = int(self.active.any(2).sum(-1).max())  # Channels in one round
+    names = max(len(a) for a in self.agent_names) * 0.09
+    width = 0.5 + names + self.max_message_rounds * max(0.5, 0.17 * at_once)
+    legend = 1 + (len(self.legend) - 1) // legend_columns(width)
+    return width, 0.6 + 0.42 * self.num_agents + 0.17 * legend
+
+
+@patch
+def spoken(self: ProtocolHandler, variant: int) -> list[tuple[float, int, int, bool]]:
+    "What is said, in order: place in time, agent, channel, whether a verdict would count"
+    rounds, said = torch.arange(self.max_message_rounds), []
+    has_verifier = "verifier" in self.agent_names
+    decides = self.decision_counts(rounds, torch.full_like(rounds, variant)) if has_verifier else rounds < 0
+    for r in rounds.tolist():
+        turns = self.active[variant, r].T.nonzero().tolist()  # Pairs of channel and agent
+        for i, (c, a) in enumerate(turns):
+            place = r + 0.8 * ((i + 0.5) / len(turns) - 0.5)
+            said.append((place, a, c, bool(decides[r]) and self.agent_names[a] in self.decider_names))
+    return said
+
+# %% ../nbs/20_protocol.ipynb #c036
+@patch
+def draw_message(self: ProtocolHandler, ax, place: float, agent: int, channel: int, decides: bool) -> None:
+    "A message on its way from its speaker to all who see the channel"
+    style = self.channel_style(channel)
+    readers = [
+        a for a in self.agent_channel_visibility_mask[:, channel].nonzero().flatten().tolist() if a != agent
+    ]
+    ends, colour = [agent, *readers], style["color"]
+    ax.vlines(place, min(ends), max(ends), lw=1.6, zorder=2, **style)
+    for reader in readers:
+        head = "^" if reader < agent else "v"  # Lanes run downwards
+        ax.scatter(
+            place, reader + (0.12 if reader < agent else -0.12), marker=head, s=34, color=colour, zorder=3
+        )
+    ax.scatter(place, agent, marker="D" if decides else "o", s=58, color=colour, zorder=4)
+
+
+@patch
+def draw_legend(self: ProtocolHandler, figure) -> None:
+    "What signs and colours mean, below the lanes"
+    from matplotlib import rcParams
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], label=label, lw=3, **{"color": rcParams["text.color"], **style})
+        for label, style in self.legend.items()
+    ]
+    columns = legend_columns(figure.get_size_inches()[0])
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+
+# %% ../nbs/20_protocol.ipynb #c037
+@patch
+def draw(self: ProtocolHandler, variant: int = 0, figure=None):
+    "Who speaks to whom in which round of schedule `variant`, on a matplotlib `figure`; the axes"
+    from matplotlib import rcParams
+
+    if figure is None:
+        import matplotlib.pyplot as plt
+
+        figure = plt.figure(figsize=self.drawing_size, layout="constrained")
+    ax, n, rounds = figure.subplots(), self.num_agents, self.max_message_rounds
+    ax.hlines(range(n), -0.5, rounds - 0.5, color=rcParams["text.color"], lw=0.8, alpha=0.35, zorder=1)
+    for r in range(1, rounds, 2):
+        ax.axvspan(r - 0.5, r + 0.5, color="grey", alpha=0.13, lw=0, zorder=0)
+    for message in self.spoken(variant):
+        self.draw_message(ax, *message)
+    ax.set(
+        xlim=(-0.5, rounds - 0.5),
+        ylim=(n - 0.5, -0.5),
+        xticks=range(rounds),
+        yticks=range(n),
+        yticklabels=self.agent_names,
+    )
+    ax.xaxis.tick_top()
+    ax.set_xlabel("round")
+    ax.xaxis.set_label_position("top")
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    self.draw_legend(figure)
+    return ax

@@ -140,6 +140,13 @@ class RlTrainer(Trainer):
     def num_iterations(cls, hyper_params) -> int:
         return hyper_params.rl.num_iterations
 
+    @classmethod
+    def num_test_passes(cls, hyper_params) -> int:
+        return hyper_params.rl.num_test_iterations
+
+    def frames_at_once(self) -> TensorDictBase:
+        return self.collect()
+
     @property
     def trace_decay(self) -> float:
         "λ of the advantage estimate"

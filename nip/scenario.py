@@ -5,6 +5,7 @@
 # %% ../nbs/81_scenario.ipynb #c002
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -27,8 +28,8 @@ from .settings import ExperimentSettings, derive_seed, seeded
 
 # %% auto #0
 __all__ = ['NOT_AVAILABLE', 'PART_MAKERS', 'RANDOM_PARTS', 'check_available', 'Scenario', 'register_scenario', 'build_agent',
-           'ScenarioInstance', 'build_datasets', 'build_message_spaces', 'build_environments', 'combine_agents',
-           'build_scenario_instance']
+           'ScenarioInstance', 'build_dataset', 'build_datasets', 'build_message_spaces', 'build_environments',
+           'combine_agents', 'stage_names', 'build_stages', 'build_scenario_instance']
 
 # %% ../nbs/81_scenario.ipynb #c005
 NOT_AVAILABLE = {"test_dataset_split": "test"}
@@ -168,14 +169,19 @@ class ScenarioInstance:
             agent.load_state_dict(below(state, a))
 
 # %% ../nbs/81_scenario.ipynb #c012
-def build_datasets(scenario: Scenario) -> tuple[Dataset, Dataset]:
-    "Training and test data, on the device if the settings say so"
-    move = lambda d: (
-        Dataset(d.td.to(scenario.settings.device), d.description)
-        if scenario.settings.dataset_on_device
-        else d
+def build_dataset(scenario: Scenario, split: str) -> Dataset:
+    "The data of `split`, on the device if the settings say so"
+    dataset, settings = scenario.load_dataset(split), scenario.settings
+    return (
+        Dataset(dataset.td.to(settings.device), dataset.description)
+        if settings.dataset_on_device
+        else dataset
     )
-    return move(scenario.load_dataset("train")), move(scenario.load_dataset("test"))
+
+
+def build_datasets(scenario: Scenario) -> tuple[Dataset, Dataset]:
+    "Training and test data"
+    return build_dataset(scenario, "train"), build_dataset(scenario, "test")
 
 
 def build_message_spaces(scenario: Scenario, datasets) -> list[MessageSpace]:
@@ -213,31 +219,53 @@ def combine_agents(scenario, protocol, spaces, agents: dict[str, Agent]) -> dict
     return {name: make() for name, make in makers.items() if name in first}
 
 # %% ../nbs/81_scenario.ipynb #c014
-def build_scenario_instance(
-    hyper_params, settings: ExperimentSettings | None = None, datasets=None
-) -> ScenarioInstance:
-    "All components of the experiment that `hyper_params` describe; `datasets` (train, test) stand in for the scenario's own"
-    settings = settings or ExperimentSettings()
-    trainer_class = trainers[hyper_params.trainer]
+def stage_names(hyper_params) -> list[str]:
+    "What `build_stages` will give out, in order"
+    agents = [f"agent {name}" for name in build_protocol_handler(hyper_params).agent_names]
+    return [
+        "protocol",
+        "training data",
+        "test data",
+        "messages",
+        *agents,
+        "combined parts",
+        "environments",
+        "instance",
+    ]
+
+
+def build_stages(hyper_params, settings: ExperimentSettings | None = None, datasets=None) -> Iterator[tuple[str, object]]:  # fmt: skip
+    "Build all components of an experiment; pairs (stage, what was built), last the `ScenarioInstance`"
+    settings, trainer_class = settings or ExperimentSettings(), trainers[hyper_params.trainer]
     scenario = scenarios[hyper_params.scenario](hyper_params, settings)
-    protocol = build_protocol_handler(hyper_params)
-    datasets = datasets or build_datasets(scenario)
-    spaces = build_message_spaces(scenario, datasets)
-    part_names = trainer_class.part_names(hyper_params)
-    agents = {
-        name: build_agent(scenario, protocol, spaces, name, part_names) for name in protocol.agent_names
-    }
+    yield "protocol", (protocol := build_protocol_handler(hyper_params))
+    train, test = datasets or (None, None)
+    yield "training data", (train := train or build_dataset(scenario, "train"))
+    yield "test data", (test := test or build_dataset(scenario, "test"))
+    yield "messages", (spaces := build_message_spaces(scenario, (train, test)))
+    part_names, agents = trainer_class.part_names(hyper_params), {}
+    for name in protocol.agent_names:
+        agents[name] = build_agent(scenario, protocol, spaces, name, part_names)
+        yield f"agent {name}", agents[name]
     load_agents(hyper_params, agents, settings.run_store)
     combined = combine_agents(scenario, protocol, spaces, agents)
     for module in combined.values():
         module.to(settings.device).eval()
-    num_envs = trainer_class.num_environments(hyper_params, protocol, datasets[0])
-    environments = build_environments(hyper_params, settings, protocol, datasets, spaces, num_envs)
-    return ScenarioInstance(
-        hyper_params, settings, scenario, protocol, *datasets, spaces, agents, *environments, combined
-    )
+    yield "combined parts", combined
+    num_envs = trainer_class.num_environments(hyper_params, protocol, train)
+    environments = build_environments(hyper_params, settings, protocol, (train, test), spaces, num_envs)
+    yield "environments", environments
+    yield "instance", ScenarioInstance(hyper_params, settings, scenario, protocol, train, test, spaces, agents, *environments, combined)  # fmt: skip
 
 # %% ../nbs/81_scenario.ipynb #c016
+def build_scenario_instance(
+    hyper_params, settings: ExperimentSettings | None = None, datasets=None
+) -> ScenarioInstance:
+    "All components of the experiment that `hyper_params` describe; `datasets` (train, test) stand in for the scenario's own"
+    *_, (_, instance) = build_stages(hyper_params, settings, datasets)
+    return instance
+
+# %% ../nbs/81_scenario.ipynb #c018
 @patch
 def shape_flow(self: ScenarioInstance, agent: str, num_games: int = 2) -> dict[str, list[tuple]]:
     "Rows (name, kind, shape) for each part of `agent`, from a batch of fresh games"
@@ -248,6 +276,12 @@ def shape_flow(self: ScenarioInstance, agent: str, num_games: int = 2) -> dict[s
         rows[kind] = combined.parts[agent].shape_flow(combined.seen_by(agent, td, games.to(td.device)))
         with torch.no_grad():
             td = combined(td)
+    i = self.protocol_handler.agent_names.index(agent)
+    alone = {kind: part for kind, part in self.agents[agent].parts.items() if kind not in rows}
+    for kind, part in alone.items():  # Parts that are run by their trainer
+        rows[kind] = part.shape_flow(
+            {k: td["agents", k][:, i] if ("agents", k) in td.keys(True) else td[k] for k in part.in_keys}
+        )
     return rows
 
 

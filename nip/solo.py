@@ -79,12 +79,14 @@ class SoloAgentTrainer(Trainer):
     def prepare(self) -> None:
         solo = self.hyper_params.solo_agent
         self.shuffle = generator(self.hyper_params.seed, "solo batches")
-        groups = []
-        for name in self.pupils:
-            for g in self.instance.agents[name].lr_groups():
-                factor = 1.0 if solo.body_lr_factor_override else g["lr_factor"]
-                groups.append({"params": g["params"], "lr": solo.learning_rate * factor})
-        self.optimiser = torch.optim.Adam(groups, fused=True)
+        factor = lambda g: 1.0 if solo.body_lr_factor_override else g["lr_factor"]
+        self.groups = [
+            g | {"agent": name, "lr_factor": factor(g)}
+            for name in self.pupils
+            for g in self.instance.agents[name].lr_groups()
+        ]
+        rates = [{"params": g["params"], "lr": solo.learning_rate * g["lr_factor"]} for g in self.groups]
+        self.optimiser = torch.optim.Adam(rates, fused=True)
 
     def iterate(self) -> dict[str, float]:
         order = torch.randperm(len(self.instance.train_dataset), generator=self.shuffle)

@@ -14,6 +14,7 @@ from time import monotonic
 
 import torch
 from fastcore.basics import patch
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from .parameters import ParameterError, trainers
@@ -22,7 +23,7 @@ from .tracking import Run
 
 # %% auto #0
 __all__ = ['SIGNALS', 'StopRequest', 'split_state', 'join_state', 'load_optimiser', 'check_same_device', 'TrainingError',
-           'Trainer', 'register_trainer']
+           'Trainer', 'groups_at_rates', 'register_trainer']
 
 # %% ../nbs/90_trainer.ipynb #c005
 SIGNALS = (signal.SIGINT, signal.SIGTERM)  # A person, or a cluster's scheduler, wants the machine back
@@ -115,6 +116,10 @@ class Trainer:
     def __init__(self, instance: ScenarioInstance, run: Run | None = None):
         self.instance, self.hyper_params, self.settings = instance, instance.hyper_params, instance.settings
         self.run, self.iteration, self.stop = run, 0, self.settings.stop_request or StopRequest()
+        self.groups: list[
+            dict
+        ] = []  # Of parameters that learn: as `Agent.lr_groups` has them, with their `agent`
+        self.optimiser: torch.optim.Optimizer | None = None
         self.metrics: dict[str, float] = {}  # Of the last iteration
         self.before: dict[str, float] = {}  # Of what came before training
 
@@ -148,12 +153,25 @@ class Trainer:
         "Iterations in a whole run"
         raise NotImplementedError
 
+    @classmethod
+    def num_test_passes(cls, hyper_params) -> int:
+        "Times that the final test goes over the test data"
+        return 1
+
     def prepare(self) -> None:
         "What happens once, before the first iteration"
+
+    def learning_groups(self) -> list[dict]:
+        "After `prepare`, what learns at which rate: name, agent, lr, lr_factor, num_parameters"
+        return groups_at_rates(self.groups, self.optimiser)
 
     def iterate(self) -> dict[str, float]:
         "One iteration; its metrics"
         raise NotImplementedError
+
+    def frames_at_once(self) -> TensorDictBase:
+        "Data of the size that an iteration has in memory at a time, from which its need can be told"
+        return self.instance.train_environment.reset()
 
     def test(self) -> dict[str, float]:
         "Metrics on the test data, with the prefix `test_`"
@@ -173,12 +191,21 @@ class Trainer:
         self.iteration, self.metrics, self.before = (state[k] for k in ("iteration", "metrics", "before"))
         self.instance.load_state_dict(state["agents"])
 
-# %% ../nbs/90_trainer.ipynb #c018
+# %% ../nbs/90_trainer.ipynb #c019
+def groups_at_rates(groups: list[dict], optimiser: torch.optim.Optimizer | None) -> list[dict]:
+    "Groups of parameters (`name`, `agent`, `params`, `lr_factor`) with the rates that `optimiser` has for them, for display"
+    there = optimiser.param_groups if optimiser else []
+    rates = {id(p): g["lr"] for g in there for p in g["params"]}
+    named = groups or [{"name": f"group {i}", "agent": "", **g} for i, g in enumerate(there)]
+    return [{"name": g["name"], "agent": g["agent"], "lr": rates[id(g["params"][0])], "lr_factor": g.get("lr_factor", 1.0),
+             "num_parameters": sum(p.numel() for p in g["params"])} for g in named]  # fmt: skip
+
+# %% ../nbs/90_trainer.ipynb #c021
 def register_trainer(name: str):
     "Class decorator: make a trainer available as `trainer=name`"
     return trainers.register(name)
 
-# %% ../nbs/90_trainer.ipynb #c020
+# %% ../nbs/90_trainer.ipynb #c023
 @patch
 def checkpoint(self: Trainer) -> None:
     "Let the run keep the state"
@@ -204,7 +231,7 @@ def go_on(self: Trainer) -> None:
     if self.run and self.before and self.iteration == 0:
         self.run.log(0, self.before)
 
-# %% ../nbs/90_trainer.ipynb #c021
+# %% ../nbs/90_trainer.ipynb #c024
 @patch
 def train(self: Trainer) -> dict[str, float]:
     "Run all iterations and the final test; the metrics of the last iteration and of the test"
