@@ -115,10 +115,9 @@ class Trainer:
 
     def __init__(self, instance: ScenarioInstance, run: Run | None = None):
         self.instance, self.hyper_params, self.settings = instance, instance.hyper_params, instance.settings
-        self.run, self.iteration, self.stop = run, 0, self.settings.stop_request or StopRequest()
-        self.groups: list[
-            dict
-        ] = []  # Of parameters that learn: as `Agent.lr_groups` has them, with their `agent`
+        self.run, self.iteration = run, 0
+        self.stop = StopRequest() if self.settings.stop_request is None else self.settings.stop_request
+        self.groups: list[dict] = []  # Of what learns: as `Agent.lr_groups` has them, with `agent`
         self.optimiser: torch.optim.Optimizer | None = None
         self.metrics: dict[str, float] = {}  # Of the last iteration
         self.before: dict[str, float] = {}  # Of what came before training
