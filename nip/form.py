@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
 from html import escape
@@ -43,9 +44,10 @@ from .registry import COMPONENT_MODULES
 from .writing import classes, literal
 
 # %% auto #0
-__all__ = ['WIDE', 'LABEL', 'FIRST', 'GENERAL', 'ABOUT', 'ALL_AGENTS', 'MODES', 'components', 'groups_of', 'sections', 'members',
-           'as_text', 'from_text', 'choices_of', 'example', 'least', 'fitting', 'with_scenario', 'settled', 'Draft',
-           'replaced', 'control_for', 'Field', 'Fold', 'Form', 'about', 'AgentsPanel']
+__all__ = ['WORDS', 'WIDE', 'LABEL', 'FIRST', 'GENERAL', 'ABOUT', 'ALL_AGENTS', 'MODES', 'components', 'groups_of', 'sections',
+           'members', 'is_words', 'as_text', 'from_text', 'choices_of', 'example', 'least', 'fitting', 'with_scenario',
+           'settled', 'Draft', 'with_changes', 'control_for', 'Field', 'FieldGroup', 'Fold', 'Form', 'about',
+           'AgentsPanel']
 
 # %% ../nbs/98e_form.ipynb #c005
 def components(hyper_params: HyperParameters) -> list:
@@ -78,13 +80,26 @@ def sections(hyper_params: HyperParameters) -> list[str]:
     return sorted(home, key=lambda g: (stage(g), g))
 
 # %% ../nbs/98e_form.ipynb #c009
+WORDS = tuple[str, ...]  # Typed as words between commas
+
+
 def members(hint) -> tuple:
     "What a type hint allows, one by one"
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
+def is_words(value, hint) -> str | None:
+    "A tuple of words as they are typed; None if it is not one"
+    plain_words = isinstance(value, tuple) and all(
+        isinstance(v, str) and re.fullmatch(r"[\w.+/-][\w.+/ -]*(?<! )", v) for v in value
+    )
+    return ", ".join(value) if WORDS in members(hint) and value and plain_words else None
+
+
 def as_text(value, hint) -> str:
     "How a value stands in a text field"
+    if words := is_words(value, hint):
+        return words
     if str not in members(hint):
         return repr(value)
     if value is None:
@@ -101,6 +116,8 @@ def from_text(text: str, hint) -> Any:
         return None
     if str in members(hint) and stripped[:1] not in ("'", '"'):
         return stripped
+    if WORDS in members(hint) and stripped[:1] not in ("'", '"', "(", "["):
+        return tuple(word for part in stripped.split(",") if (word := part.strip()))
     with suppress(ValueError, SyntaxError):
         return float(stripped) if stripped.lstrip("+-") in ("inf", "nan") else ast.literal_eval(stripped)
     return text
@@ -166,46 +183,42 @@ def settled(d: dict) -> tuple[HyperParameters, list[str]]:
 
 # %% ../nbs/98e_form.ipynb #c019
 class Draft:
-    "Hyper-parameters, and changes that are not valid yet"
+    "Parameters, and changes that are not valid yet"
 
-    def __init__(self, hyper_params: HyperParameters):
-        self.accepted, self.waiting, self.errors, self.remark = hyper_params, {}, {}, ""
+    def __init__(
+        self,
+        params: Parameters,
+        change: Callable[
+            [Parameters, dict[str, Any]], tuple[Parameters, str]
+        ],  # With changes by address; and a remark
+    ):
+        self.change = change
+        self.load(params)
+
+    def load(self, params: Parameters) -> None:
+        self.accepted, self.waiting, self.errors, self.remark = params, {}, {}, ""
 
     @property
-    def hyper_params(self) -> HyperParameters:
-        "The object; raises what is wrong, where something is"
+    def value(self) -> Parameters:
+        "The parameters; raises what is wrong, where something is"
         if self.errors:
             raise next(iter(self.errors.values()))
         return self.accepted
 
-    def load(self, hyper_params: HyperParameters) -> None:
-        self.__init__(hyper_params)
-
     def set(self, path: str, value) -> None:
         "Change the value at a dotted address, if that is valid; else it waits"
-        self.remark = ""
-        if path == "scenario":
-            return self.attempt(lambda: (with_scenario(self.accepted, value), []), path)
-        self.waiting[path] = value
+        self.waiting[path], self.remark = value, ""
         self.errors = self.wrong_alone()
         if not self.errors:
-            changes = dict(self.waiting)
-            self.attempt(lambda: settled(replaced(self.accepted, changes)), path)
+            self.attempt(path)
 
 # %% ../nbs/98e_form.ipynb #c020
-def replaced(hyper_params: HyperParameters, changes: dict[str, Any]) -> dict[str, Any]:
-    "Hyper-parameters as nested dicts, with changes; an agent that becomes None is not named any more"
-    d = changed(hyper_params.to_dict(), changes)
-    return d | {"agents": {n: v for n, v in d["agents"].items() if v is not None}}
-
-
 @patch
-def attempt(self: Draft, make: Callable, path: str) -> None:
-    "Accept what `make` gives, or note its error"
+def attempt(self: Draft, path: str) -> None:
+    "Accept all that waits, or note what is wrong with it"
     try:
-        self.accepted, out = make()
+        self.accepted, self.remark = self.change(self.accepted, self.waiting)
         self.waiting, self.errors = {}, {}
-        self.remark = f"left out, since the protocol has no such agents: {', '.join(out)}" if out else ""
     except ParameterError as error:
         self.errors = {error.path: error}
     except Exception as error:  # noqa: BLE001 whatever a component may raise
@@ -232,7 +245,16 @@ def spec(self: Draft, path: str) -> Spec | None:
     holder = self.accepted.get(parent) if parent else self.accepted
     return holder._specs().get(name) if isinstance(holder, Parameters) else None
 
-# %% ../nbs/98e_form.ipynb #c024
+# %% ../nbs/98e_form.ipynb #c021
+def with_changes(hyper_params: HyperParameters, changes: dict[str, Any]) -> tuple[HyperParameters, str]:
+    "The same with changes by address, and who was left out; an agent that becomes None is not named any more"
+    if scenario := changes.get("scenario"):
+        hyper_params = with_scenario(hyper_params, scenario)
+    d = changed(hyper_params.to_dict(), {k: v for k, v in changes.items() if k != "scenario"})
+    new, out = settled(d | {"agents": {n: v for n, v in d["agents"].items() if v is not None}})
+    return new, f"left out, since the protocol has no such agents: {', '.join(out)}" if out else ""
+
+# %% ../nbs/98e_form.ipynb #c025
 WIDE = {"width": "400px", "min_width": "300px"}  # Of a control with its label
 LABEL = {"description_width": "200px"}
 
@@ -252,7 +274,7 @@ def control_for(name: str, spec: Spec, suggestions: list[str] = ()) -> W.DOMWidg
 class Field:
     "One parameter"
 
-    def __init__(self, form: Form, path: str, spec: Spec, doc: str = "", suggestions=()):
+    def __init__(self, form: FieldGroup, path: str, spec: Spec, doc: str = "", suggestions=()):
         self.form, self.path, self.spec, self.doc = form, path, spec, doc
         self.control = control_for(path.rpartition(".")[2], spec, suggestions)
         self.control.tooltip = f"{path}: {doc or describe(spec.hint)}"
@@ -263,7 +285,7 @@ class Field:
         self.show()
         self.control.observe(self.changed, "value")
 
-# %% ../nbs/98e_form.ipynb #c025
+# %% ../nbs/98e_form.ipynb #c026
 @patch(as_prop=True)
 def value(self: Field) -> Any:
     "What the control says, as a value for the constructor"
@@ -302,7 +324,7 @@ def show_value(self: Field, value) -> None:
         self.control.options = [(str(c), c) for c in choices_of(self.spec)]  # registered since
     self.control.value = said
 
-# %% ../nbs/98e_form.ipynb #c026
+# %% ../nbs/98e_form.ipynb #c027
 @patch
 def show(self: Field) -> None:
     "Show what the form holds; what is typed and waits stays as it is"
@@ -323,7 +345,72 @@ def show(self: Field) -> None:
         f'<div class="nip-html">{errors}{mark}<span class="nip-quiet">{escape(self.doc)}</span></div>'
     )
 
-# %% ../nbs/98e_form.ipynb #c028
+# %% ../nbs/98e_form.ipynb #c029
+class FieldGroup:
+    "Fields in which a draft is changed"
+
+    def __init__(self, draft: Draft, on_change: Callable[[], None] = lambda: None):
+        self.draft, self.on_change, self.is_showing = draft, on_change, False
+        self.fields: dict[str, Field] = {}
+
+    def set(self, path: str, value) -> None:
+        "Change one parameter"
+        self.draft.set(path, value)
+        self.show()
+        self.on_change()
+
+    def load(self, params: Parameters) -> None:
+        "Let the widgets say `params`"
+        self.draft.load(params)
+        self.show()
+        self.on_change()
+
+    def show(self) -> None:
+        "Show what the draft holds"
+        with self.showing():
+            for field in list(self.fields.values()):
+                field.show()
+
+    def suggestions(self, path: str) -> Iterable[str]:
+        "Values to propose"
+        return ()
+
+# %% ../nbs/98e_form.ipynb #c030
+@patch
+@contextmanager
+def showing(self: FieldGroup):
+    "While this lasts, changes of widgets are not changes of parameters"
+    self.is_showing, before = True, self.is_showing
+    try:
+        yield
+    finally:
+        self.is_showing = before
+
+
+@patch
+def holder(self: FieldGroup, path: str):
+    "The parameters that the last name of an address is a field of"
+    parent, _, _ = path.rpartition(".")
+    return self.draft.accepted.get(parent) if parent else self.draft.accepted
+
+
+@patch
+def field(self: FieldGroup, path: str) -> Field:
+    "The field of a parameter, made when it is first asked for"
+    holder, name = self.holder(path), path.rpartition(".")[2]
+    spec = holder._specs()[name]
+    if path not in self.fields or self.fields[path].spec is not spec:
+        doc = field_docs(type(holder)).get(name, "")
+        self.fields[path] = Field(self, path, spec, doc, self.suggestions(path))
+    return self.fields[path]
+
+
+@patch
+def errors_at(self: FieldGroup, path: str) -> list[Exception]:
+    "What is wrong with a parameter, or inside it"
+    return [e for at, e in self.draft.errors.items() if at == path or at.startswith((f"{path}.", f"{path}["))]
+
+# %% ../nbs/98e_form.ipynb #c032
 class Fold:
     "A title that shows or hides what is under it"
 
@@ -348,17 +435,16 @@ class Fold:
         self.body.layout.display = None if self.button.value else "none"
         self.rename(self.title)
 
-# %% ../nbs/98e_form.ipynb #c031
+# %% ../nbs/98e_form.ipynb #c035
 FIRST = ("scenario", "trainer", "interaction_protocol", "dataset")  # The choices that the others depend on
 GENERAL = "experiment"  # Section of what belongs to no group
 
 
-class Form:
+class Form(FieldGroup):
     "Widgets for all hyper-parameters; `hyper_params` is what they say"
 
     def __init__(self, hyper_params: HyperParameters, on_change: Callable[[], None] = lambda: None):
-        self.draft, self.on_change, self.is_showing = Draft(hyper_params), on_change, False
-        self.fields: dict[str, Field] = {}
+        super().__init__(Draft(hyper_params, with_changes), on_change)
         self.folds: dict[str, Fold] = {}
         self.agents = AgentsPanel(self)
         self.query = W.Text(description="search", placeholder="part of a name, or of what it is about", style={"description_width": "60px"},
@@ -381,45 +467,13 @@ class Form:
     @property
     def hyper_params(self) -> HyperParameters:
         "What the widgets say; raises what is wrong"
-        return self.draft.hyper_params
+        return self.draft.value
 
-    def load(self, hyper_params: HyperParameters) -> None:
-        "Let the widgets say `hyper_params`"
-        self.draft.load(hyper_params)
-        self.show()
-        self.on_change()
+    def suggestions(self, path: str) -> Iterable[str]:
+        dataset_names = getattr(scenarios[self.draft.accepted.scenario], "dataset_names", list)
+        return dataset_names() if path == "dataset" else ()
 
-    def set(self, path: str, value) -> None:
-        "Change one parameter"
-        self.draft.set(path, value)
-        self.show()
-        self.on_change()
-
-# %% ../nbs/98e_form.ipynb #c032
-@patch
-def holder(self: Form, path: str):
-    "The parameters that the last name of an address is a field of"
-    parent, _, _ = path.rpartition(".")
-    return self.draft.accepted.get(parent) if parent else self.draft.accepted
-
-
-@patch
-def field(self: Form, path: str) -> Field:
-    "The field of a parameter, made when it is first asked for"
-    holder, name = self.holder(path), path.rpartition(".")[2]
-    spec = holder._specs()[name]
-    if path not in self.fields or self.fields[path].spec is not spec:
-        suggestions = getattr(scenarios[self.draft.accepted.scenario], "dataset_names", list)() if path == "dataset" else ()  # fmt: skip
-        self.fields[path] = Field(self, path, spec, field_docs(type(holder)).get(name, ""), suggestions)
-    return self.fields[path]
-
-
-@patch
-def errors_at(self: Form, path: str) -> list[Exception]:
-    "What is wrong with a parameter, or inside it"
-    return [e for at, e in self.draft.errors.items() if at == path or at.startswith((f"{path}.", f"{path}["))]
-
-
+# %% ../nbs/98e_form.ipynb #c036
 @patch
 def everything(self: Form) -> list[str]:
     "Addresses of all parameters that matter"
@@ -430,7 +484,7 @@ def everything(self: Form) -> list[str]:
         paths += [f"{place}.{n}" for place, p in at.items() for n in p._specs()]
     return paths
 
-# %% ../nbs/98e_form.ipynb #c033
+# %% ../nbs/98e_form.ipynb #c037
 @patch
 def found(self: Form) -> list[str] | None:
     "Addresses that the search asks for; None if nothing is asked"
@@ -456,7 +510,7 @@ def result_rows(self: Form, paths: list[str], limit: int = 40) -> list[W.Widget]
     more = f"{len(paths)} parameters" + (f", the first {limit} of them" if len(paths) > limit else "")
     return [W.HTML(boxed(more if paths else "No parameter that matters here fits.")), *rows]
 
-# %% ../nbs/98e_form.ipynb #c034
+# %% ../nbs/98e_form.ipynb #c038
 ABOUT = {"agents": "who plays, and with what", GENERAL: "seed, sizes, and what belongs to no group"}
 
 
@@ -502,20 +556,11 @@ def title(self: Form, name: str) -> str:
     marks = f"  ● {changed}" * bool(changed) + f"  ✗ {wrong}" * bool(wrong)
     return f"{name}: {about(name)}{marks}" if about(name) else f"{name}{marks}"
 
-# %% ../nbs/98e_form.ipynb #c035
-@contextmanager
-def _showing(form: Form):
-    form.is_showing, before = True, form.is_showing
-    try:
-        yield
-    finally:
-        form.is_showing = before
-
-
+# %% ../nbs/98e_form.ipynb #c039
 @patch
 def show(self: Form) -> None:
     "Show what the draft holds"
-    with _showing(self):
+    with self.showing():
         self.forget_what_is_gone()
         names = [GENERAL, *sections(self.draft.accepted)]
         for name in names:
@@ -561,7 +606,7 @@ def status_html(self: Form) -> str:
     remark = f' <span class="nip-quiet">{escape(self.draft.remark)}</span>' if self.draft.remark else ""
     return boxed(f'<span class="nip-right">✓ valid</span>{remark}')
 
-# %% ../nbs/98e_form.ipynb #c037
+# %% ../nbs/98e_form.ipynb #c041
 ALL_AGENTS = "_default"
 MODES = {"as default": None, "parameters of its own": "own", "random": "random"}
 
@@ -580,7 +625,7 @@ class AgentsPanel:
         self.mode.observe(self.mode_chosen, "value")
 
     def opened(self) -> list[W.Widget]:
-        with _showing(self.form):
+        with self.form.showing():
             self.show()
         return [self.root]
 
@@ -595,7 +640,7 @@ class AgentsPanel:
             values = {None: None, "own": own, "random": {"is_random": True}}
             self.form.set(f"agents.{self.who.value}", values[self.mode.value])
 
-# %% ../nbs/98e_form.ipynb #c038
+# %% ../nbs/98e_form.ipynb #c042
 @patch
 def show(self: AgentsPanel) -> None:
     "Show the agents of the draft"

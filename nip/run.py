@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import traceback
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -73,15 +74,30 @@ def plot(self: Result, *names: str, window: int = 5, ax=None):
     return ax
 
 # %% ../nbs/98_run.ipynb #c009
+_at_work = {"runs": 0, "threads": None, "before": None}  # One number of threads for all runs of a process
+_lock = threading.Lock()
+
+
 @contextmanager
 def _threads(n: int | None):
-    "Let torch use `n` threads for as long as this lasts"
-    before = torch.get_num_threads()
-    torch.set_num_threads(n or before)
+    "Let torch use `n` threads for as long as this lasts; with another number than a run beside this one: `ParameterError`"
+    with _lock:
+        if _at_work["runs"] == 0:
+            _at_work["before"] = torch.get_num_threads()
+            _at_work["threads"] = n or _at_work["before"]
+        elif n not in (None, _at_work["threads"]):
+            raise ParameterError(
+                "num_threads", n, "is not what a run beside this one has", [_at_work["threads"]]
+            )
+        _at_work["runs"] += 1
+        torch.set_num_threads(_at_work["threads"])
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        with _lock:
+            _at_work["runs"] -= 1
+            if _at_work["runs"] == 0:
+                torch.set_num_threads(_at_work["before"])
 
 
 @contextmanager
@@ -96,7 +112,7 @@ def _attention(settings: ExperimentSettings):
 def _recorded(run: Run | None):
     "Write down how a run ended, also where it fails"
     try:
-        yield
+        yield run
     except BaseException as error:
         if run:
             with suppress(OSError):  # a full disk: what is on it stays, and the run can be gone on with
@@ -104,7 +120,7 @@ def _recorded(run: Run | None):
                 run.finish("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", {})
         raise
 
-# %% ../nbs/98_run.ipynb #c011
+# %% ../nbs/98_run.ipynb #c013
 def may_go_on(run: Run, hyper_params: HyperParameters) -> None:
     "Raise an error if `run` is finished, or one of other hyper-parameters"
     if run.status == "finished":
@@ -127,15 +143,19 @@ def begin(hyper_params: HyperParameters, settings: ExperimentSettings) -> Run | 
         hyper_params, settings, settings.run_id, " ".join(sys.argv), settings.told, check, afresh
     )
 
-# %% ../nbs/98_run.ipynb #c012
+# %% ../nbs/98_run.ipynb #c014
 @delegates(ExperimentSettings)
 def run_experiment(hyper_params: HyperParameters, **kwargs) -> Result:
     "Build, train, test and record the experiment that `hyper_params` describe; other arguments make `ExperimentSettings`"
     settings = ExperimentSettings(**kwargs)
     hyper_params.validate()
     hyper_params = completed(hyper_params, settings)
-    run, rerun = begin(hyper_params, settings), hyper_params.base_run.base_run_type == "rerun_tests"
-    with _recorded(run), _threads(settings.num_threads), _attention(settings):
+    rerun = hyper_params.base_run.base_run_type == "rerun_tests"
+    with (
+        _threads(settings.num_threads),
+        _attention(settings),
+        _recorded(begin(hyper_params, settings)) as run,
+    ):
         has_weights = rerun or (
             run is not None and run.start is not None
         )  # those of a checkpoint, for all agents
@@ -150,7 +170,7 @@ def run_experiment(hyper_params: HyperParameters, **kwargs) -> Result:
             run.finish(status, metrics)
     return Result(metrics, instance, run, status, trainer)
 
-# %% ../nbs/98_run.ipynb #c014
+# %% ../nbs/98_run.ipynb #c016
 def settings_of(run: Run) -> dict:
     "The settings with which a run was last run, as far as a file can hold them"
     elsewhere = (
@@ -175,7 +195,7 @@ def resume_experiment(run: Run | str | Path, **kwargs) -> Result:
     hyper_params = HyperParameters.from_dict(run.hyper_params)
     return run_experiment(hyper_params, run_store=run.dir.parent, run_id=run.id, **settings)
 
-# %% ../nbs/98_run.ipynb #c016
+# %% ../nbs/98_run.ipynb #c018
 @dataclass
 class Preparation:
     "What a run would be"
@@ -199,7 +219,7 @@ def prepare_experiment(hyper_params: HyperParameters, **kwargs) -> Preparation:
     total = trainers[hyper_params.trainer].num_iterations(hyper_params)
     return Preparation(instance, total, {a: agent.num_parameters for a, agent in instance.agents.items()})
 
-# %% ../nbs/98_run.ipynb #c018
+# %% ../nbs/98_run.ipynb #c020
 presets = Registry("preset")
 
 
