@@ -18,7 +18,7 @@ from .run_store import find_run, value_at
 from .tracking import RunStore
 
 # %% auto #0
-__all__ = ['WITH_INTERVAL', 'COLUMNS', 'PANELS', 'tested', 'cells', 'protocol_name', 'row_of', 'Comparison', 'compare', 'panels']
+__all__ = ['WITH_INTERVAL', 'COLUMNS', 'PANELS', 'tested', 'cells', 'protocol_name', 'row_of', 'Comparison', 'compare']
 
 # %% ../nbs/97a_comparison.ipynb #c005
 WITH_INTERVAL = ("accuracy", "completeness", "soundness", "soundness_attacked", "completeness_attacked", "mostly_wrong", "always_wrong")  # fmt: skip
@@ -173,15 +173,29 @@ def _dots(ax, x: float, width: float, rows, name: str, colour: str) -> None:
 
 # %% ../nbs/97a_comparison.ipynb #c025
 @patch
-def plot(self: Comparison):
+def panels(self: Comparison) -> dict[str, dict[str, str]]:
+    "Title → the measures in the panel, as far as anything is known of them"
+    known = {t: {k: v for k, v in ms.items() if self.frame[k].notna().any()} for t, ms in PANELS.items()}
+    return {title: measures for title, measures in known.items() if measures}
+
+
+@patch(as_prop=True)
+def plot_size(self: Comparison) -> tuple[float, float]:
+    "Width and height of the figure in inches; many groups need the whole width for each panel"
+    groups, widths = self.frame["group"].nunique(), [1 + 0.5 * len(m) for m in self.panels().values()]
+    return (max(12, 0.7 * groups * sum(widths)), 4.2) if groups <= 5 else (12, 3.3 * len(widths))
+
+# %% ../nbs/97a_comparison.ipynb #c026
+@patch
+def plot(self: Comparison, figure=None):  # A matplotlib figure to draw on; None: a new one
     "Groups side by side: accuracy, completeness and soundness, worst case"
-    shown = {
-        title: {k: v for k, v in measures.items() if self.frame[k].notna().any()}
-        for title, measures in PANELS.items()
-    }
-    shown = {title: measures for title, measures in shown.items() if measures}
-    fig, axes = panels([1 + 0.5 * len(m) for m in shown.values()], self.frame["group"].nunique())
-    colour = 0
+    import matplotlib.pyplot as plt
+
+    shown, colour = self.panels(), 0
+    fig = figure or plt.figure(figsize=self.plot_size, layout="constrained")
+    widths = {"width_ratios": [1 + 0.5 * len(m) for m in shown.values()]}
+    shape = (len(shown), 1) if self.frame["group"].nunique() > 5 else (1, len(shown))
+    axes = fig.subplots(*shape, squeeze=False, **widths if shape[0] == 1 else {}).flatten()
     for ax, (title, measures) in zip(axes, shown.items()):
         _bars(ax, self.frame, measures, colour)
         colour += len(measures)
@@ -193,31 +207,11 @@ def plot(self: Comparison):
             ax.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
     return fig
 
-
-def panels(widths: list[float], groups: int):
-    "A figure and its axes: side by side as wide as `widths`, or one below the other where there are many groups"
-    import matplotlib.pyplot as plt
-
-    n = len(widths)
-    if groups <= 5:
-        fig, axes = plt.subplots(
-            1,
-            n,
-            figsize=(max(12, 0.7 * groups * sum(widths)), 4.2),
-            width_ratios=widths,
-            layout="constrained",
-        )
-    else:
-        fig, axes = plt.subplots(n, 1, figsize=(12, 3.3 * n), layout="constrained")
-    return fig, [axes] if n == 1 else list(axes)
-
-# %% ../nbs/97a_comparison.ipynb #c026
+# %% ../nbs/97a_comparison.ipynb #c027
 @patch
 def save(self: Comparison, path: str | Path) -> Path:
     "Write the figure; its format is the suffix of `path`"
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    figure = self.plot()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    self.plot(Figure(self.plot_size, layout="constrained")).savefig(path, dpi=150)
     return Path(path)

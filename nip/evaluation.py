@@ -34,8 +34,8 @@ from .trainer import join_state
 from .zero_knowledge import TWINS, ZeroKnowledge, likeness
 
 # %% auto #0
-__all__ = ['ATTACK', 'ATTACK_GAMES', 'LABELS', 'IMITATION', 'Measure', 'share', 'Trained', 'trained', 'player', 'restore',
-           'Games', 'play', 'episodes', 'restrict', 'verdict_measures', 'worst_case', 'fresh', 'frozen',
+__all__ = ['ATTACK', 'ATTACK_GAMES', 'LABELS', 'IMITATION', 'PLOT_SIZE', 'Measure', 'share', 'Trained', 'trained', 'player',
+           'restore', 'Games', 'play', 'episodes', 'restrict', 'verdict_measures', 'worst_case', 'fresh', 'frozen',
            'attack_parameters', 'plain_game', 'Attack', 'only_wrong', 'has_a_say', 'train_attackers', 'attack',
            'attackers_for', 'control', 'controls', 'ceilings', 'total_variation', 'average', 'twins', 'imitation_of',
            'over_time', 'imitation', 'simulation', 'Evaluation', 'attacked', 'by_datapoint', 'examine', 'evaluate',
@@ -636,13 +636,16 @@ def _plot_attacks(ax, e: Evaluation) -> None:
     ax.legend(frameon=False, fontsize=8)
 
 # %% ../nbs/97_evaluation.ipynb #c072
+PLOT_SIZE = 10, 5.2  # Inches
+
+
 @patch
-def plot(self: Evaluation):
+def plot(self: Evaluation, figure=None):  # A matplotlib figure to draw on; None: a new one
     "All measures; instances by accuracy; how the attacks went"
     import matplotlib.pyplot as plt
 
     rows = 2 if self.attacks else 1
-    fig = plt.figure(figsize=(10, 5.2), layout="constrained")
+    fig = figure or plt.figure(figsize=PLOT_SIZE, layout="constrained")
     grid = fig.add_gridspec(rows, 2, width_ratios=[1.3, 1])
     _plot_measures(fig.add_subplot(grid[:, 0]), self)
     _plot_datapoints(fig.add_subplot(grid[0, 1]), self)
@@ -657,13 +660,12 @@ def save(self: Evaluation, run: Run) -> Path:
     "Write `evaluation.json` and `evaluation.png` into the folder of a run; gives the picture's path"
     import io
 
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     run.write("evaluation", asdict(self) | {"measures": {k: m._asdict() for k, m in self.measures.items()},
                                             "attacks": [asdict(a) | {"test": a.test._asdict()} for a in self.attacks]})  # fmt: skip
-    figure, picture = self.plot(), io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150)
-    plt.close(figure)
+    picture = io.BytesIO()
+    self.plot(Figure(PLOT_SIZE, layout="constrained")).savefig(picture, format="png", dpi=150)
     return atomic_write(run.dir / "evaluation.png", picture.getvalue())
 
 # %% ../nbs/97_evaluation.ipynb #c075

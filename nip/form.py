@@ -220,7 +220,7 @@ def attempt(self: Draft, path: str) -> None:
         self.accepted, self.remark = self.change(self.accepted, self.waiting)
         self.waiting, self.errors = {}, {}
     except ParameterError as error:
-        self.errors = {error.path: error}
+        self.errors = {error.path.removeprefix(f"{self.accepted._label}."): error}
     except Exception as error:  # noqa: BLE001 whatever a component may raise
         self.errors = {path: error}
 
