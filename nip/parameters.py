@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['scenarios', 'trainers', 'protocol_handlers', 'parameter_groups', 'agent_parameters', 'build_agent',
-           'AgentsParameters', 'HyperParameters', 'register_parameters', 'read_value', 'write_value', 'changed',
-           'ParameterError', 'UnknownParameter', 'Parameters', 'param']
+           'AgentsParameters', 'HyperParameters', 'register_parameters', 'read_value', 'write_value', 'as_yaml',
+           'changed', 'ParameterError', 'UnknownParameter', 'Parameters', 'param']
 
 # %% ../nbs/10_parameters.ipynb #c002
 import json
@@ -273,6 +273,11 @@ def write_value(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
+def as_yaml(d: Mapping[str, Any]) -> str:
+    "Nested dicts as a YAML file has them"
+    return yaml.dump(plain(d), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
 def _text(source: str | Path) -> str:
     is_text = isinstance(source, str) and ("\n" in source or source.lstrip().startswith("{"))
     return source if is_text else Path(source).read_text(encoding="utf-8")
@@ -290,7 +295,7 @@ def to_yaml(
     path: str | Path | None = None,  # Written there, too
 ) -> str:
     "The hyper-parameters as YAML"
-    return _out(yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False), path)
+    return _out(as_yaml(self.to_dict()), path)
 
 
 @patch

@@ -14,13 +14,13 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 from .checked import ParameterError, Parameters, Spec, differs, family, plain
-from .parameters import AgentsParameters, HyperParameters, changed, read_value, write_value
+from .parameters import AgentsParameters, HyperParameters, as_yaml, changed, read_value, write_value
 from .run import presets
 
 # %% auto #0
 __all__ = ['WIDTH', 'DICTS', 'classes', 'spoken', 'agent_spoken', 'agents_spoken', 'literal', 'python_call', 'known_classes',
-           'value_of', 'from_python', 'addresses', 'changes_from', 'said_fully', 'command_line', 'command',
-           'from_command']
+           'value_of', 'from_python', 'short_yaml', 'addresses', 'changes_from', 'said_fully', 'command_line',
+           'command', 'from_command']
 
 # %% ../nbs/98d_writing.ipynb #c005
 def classes(hint) -> list[type[Parameters]]:
@@ -130,6 +130,11 @@ def from_python(
     return HyperParameters.from_dict(given | {k.arg: value_of(k.value) for k in calls[0].keywords})
 
 # %% ../nbs/98d_writing.ipynb #c019
+def short_yaml(hyper_params: HyperParameters) -> str:
+    "YAML that `HyperParameters.from_yaml` reads, without what goes without saying"
+    return as_yaml(spoken(hyper_params))
+
+# %% ../nbs/98d_writing.ipynb #c022
 def addresses(said: Mapping[str, Any]) -> dict[str, Any]:
     "Dotted address → value, of what `spoken` says; an agent is one value"
     flat = {}
@@ -150,7 +155,7 @@ def said_fully(value):
     "A value as plain data, with the class of parameters"
     return value.to_dict() if isinstance(value, Parameters) else spoken(value)
 
-# %% ../nbs/98d_writing.ipynb #c020
+# %% ../nbs/98d_writing.ipynb #c023
 def command_line(hyper_params: HyperParameters) -> str:
     "The shortest `nip run` that runs `hyper_params`"
     asked = {None: addresses(spoken(hyper_params))}
@@ -172,8 +177,16 @@ def command(preset: str | None, changes: Mapping[str, Any]) -> str:
 
 
 def from_command(text: str) -> HyperParameters:
-    "The hyper-parameters that a `nip run` of `command_line` would run"
-    words = shlex.split(text)[2:]
-    name = words.pop(0) if words and words[0] != "--set" else None
-    changes = {path: read_value(v) for path, v in (word.split("=", 1) for word in words[1:])}
+    "The hyper-parameters that a `nip run` of `command_line` would run; raises `ValueError` for another command"
+    words = shlex.split(text)
+    name = words.pop(2) if len(words) > 2 and words[2][:1] != "-" else None
+    if (
+        words[:2] != ["nip", "run"]
+        or words[2:3] not in ([], ["--set"])
+        or not all("=" in w for w in words[3:])
+    ):
+        raise ValueError("the command must be: nip run [PRESET] [--set NAME=VALUE …]")
+    if name and name not in presets:
+        raise ParameterError("preset", name, "is not a preset", presets.names())
+    changes = {path: read_value(v) for path, v in (word.split("=", 1) for word in words[3:])}
     return presets[name]().replace(changes) if name else HyperParameters.from_dict(changed({}, changes))
