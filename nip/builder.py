@@ -157,11 +157,11 @@ class Loader:
 
 # %% ../nbs/99_builder.ipynb #c014
 PAGES = {
-    "Assemble": ("sliders", "Choose hyper-parameters"),
-    "Inspect": ("cubes", "Build stage by stage, and look inside"),
-    "Launch": ("play", "Train in the background"),
-    "Runs": ("list", "Look at runs, evaluate, compare and reproduce them"),
-    "Play": ("gamepad", "Take the seat of an agent"),
+    "Assemble": "Choose hyper-parameters",
+    "Inspect": "Build stage by stage, and look inside",
+    "Launch": "Train in the background",
+    "Runs": "Look at runs, evaluate, compare and reproduce them",
+    "Play": "Take the seat of an agent",
 }
 
 
@@ -180,8 +180,12 @@ class Builder:
         self.written, self.loader = Written(self.form), Loader(self.form.load, self.store)
         self.inspector, self.results, self.play = None, None, None
         self.form.on_change = self.changed
-        self.tabs = W.ToggleButtons(options=list(PAGES), icons=[icon for icon, _ in PAGES.values()], tooltips=[t for _, t in PAGES.values()],
-                                    tooltip="Pages of the builder", style={"button_width": "auto"})  # fmt: skip
+        self.tabs = W.ToggleButtons(
+            options=list(PAGES),
+            tooltips=list(PAGES.values()),
+            tooltip="Pages of the builder",
+            style={"button_width": "110px"},
+        )
         self.tabs.observe(lambda change: self.open(change.new), "value")
         self.pages = {name: W.VBox(layout={"display": "none"}) for name in PAGES}
         self.root = W.VBox([W.HTML(STYLE), self.tabs, *self.pages.values(), self.jobs.root])

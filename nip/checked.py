@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BOUNDS', 'ACCEPTED', 'IN_WORDS', 'META', 'valid_hint', 'ParameterError', 'UnknownParameter', 'join_path', 'param',
            'describe', 'convert', 'check_conditions', 'Spec', 'dataclass_specs', 'Parameters', 'refuse_unknown',
-           'family', 'build', 'plain', 'differs', 'show', 'field_docs', 'parameters_table']
+           'family', 'build', 'plain', 'unlike', 'differs', 'show', 'field_docs', 'parameters_table']
 
 # %% ../nbs/00a_checked.ipynb #c002
 import ast
@@ -405,10 +405,14 @@ def to_dict(self: Parameters) -> dict[str, Any]:
     return {"_type": type(self).__name__} | {name: plain(getattr(self, name)) for name in self._specs()}
 
 # %% ../nbs/00a_checked.ipynb #c035
+def unlike(a, b) -> bool:
+    "Whether two values differ; 0.0 is not False"
+    return a != b or isinstance(a, bool) != isinstance(b, bool)
+
+
 def differs(self: Parameters, name: str) -> bool:
     "Whether a parameter is not at its default"
-    value, default = getattr(self, name), self._default(name)
-    return value != default or isinstance(value, bool) != isinstance(default, bool)  # 0.0 is not False
+    return unlike(getattr(self, name), self._default(name))
 
 
 def show(value) -> str:

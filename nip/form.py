@@ -28,6 +28,7 @@ from nip.checked import (
     differs,
     field_docs,
     plain,
+    unlike,
 )
 from nip.parameters import (
     HyperParameters,
@@ -46,8 +47,8 @@ from .writing import classes, literal
 # %% auto #0
 __all__ = ['WORDS', 'WIDE', 'LABEL', 'FIRST', 'GENERAL', 'ABOUT', 'ALL_AGENTS', 'MODES', 'components', 'groups_of', 'sections',
            'members', 'is_words', 'as_text', 'from_text', 'choices_of', 'example', 'least', 'fitting', 'with_scenario',
-           'settled', 'Draft', 'with_changes', 'control_for', 'Field', 'FieldGroup', 'Fold', 'Form', 'about',
-           'AgentsPanel']
+           'settled', 'Draft', 'with_changes', 'control_for', 'with_code', 'Field', 'FieldGroup', 'Fold', 'Form',
+           'about', 'AgentsPanel']
 
 # %% ../nbs/98e_form.ipynb #c005
 def components(hyper_params: HyperParameters) -> list:
@@ -263,12 +264,18 @@ def control_for(name: str, spec: Spec, suggestions: list[str] = ()) -> W.DOMWidg
     "The widget in which a parameter is set"
     look = {"description": name, "style": LABEL, "layout": WIDE}
     if (choices := choices_of(spec)) is not None:
-        return W.Dropdown(options=[(str(c), c) for c in choices], **look)
+        return W.Dropdown(options=[str(c) for c in choices], **look)
     if spec.hint is bool:
         return W.Checkbox(**look)
     if suggestions:
         return W.Combobox(options=tuple(suggestions), ensure_option=False, **look)
-    return W.Text(placeholder=describe(spec.hint), continuous_update=True, **look)
+    placeholder = "words, with commas between them" if WORDS in members(spec.hint) else describe(spec.hint)
+    return W.Text(placeholder=placeholder, continuous_update=True, **look)
+
+
+def with_code(doc: str) -> str:
+    "A comment as HTML: what stands in backticks is code"
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(doc))
 
 
 class Field:
@@ -292,8 +299,10 @@ def value(self: Field) -> Any:
     said = self.control.value
     if isinstance(self.control, W.Text):
         return from_text(said, self.spec.hint)
+    if isinstance(self.control, W.Checkbox):
+        return said
     kinds = {kind.__name__: kind for kind in classes(self.spec.hint)}
-    return example(kinds[said]) if said in kinds else said
+    return example(kinds[said]) if said in kinds else {str(c): c for c in choices_of(self.spec)}[said]
 
 
 @patch
@@ -308,8 +317,7 @@ def says(self: Field, value) -> bool:
     if isinstance(value, Parameters):
         return self.control.value == type(value).__name__
     with suppress(ParameterError):
-        said = convert(self.value, self.spec.hint, self.path)
-        return said == value and isinstance(said, bool) == isinstance(value, bool)
+        return not unlike(convert(self.value, self.spec.hint, self.path), value)
     return False
 
 
@@ -319,9 +327,12 @@ def show_value(self: Field, value) -> None:
     if isinstance(self.control, W.Text):
         self.control.value = as_text(value, self.spec.hint)
         return
-    said = type(value).__name__ if isinstance(value, Parameters) else value
-    if isinstance(self.control, W.Dropdown) and said not in [v for _, v in self.control.options]:
-        self.control.options = [(str(c), c) for c in choices_of(self.spec)]  # registered since
+    if isinstance(self.control, W.Checkbox):
+        self.control.value = value
+        return
+    said = type(value).__name__ if isinstance(value, Parameters) else str(value)
+    if said not in self.control.options:
+        self.control.options = [str(c) for c in choices_of(self.spec)]  # registered since
     self.control.value = said
 
 # %% ../nbs/98e_form.ipynb #c027
@@ -336,13 +347,13 @@ def show(self: Field) -> None:
         inside = value._specs() if isinstance(value, Parameters) else ()
         self.inner.children = [self.form.field(f"{self.path}.{n}").root for n in inside]
     errors = "".join(f'<div class="nip-wrong">{escape(str(e))}</div>' for e in self.form.errors_at(self.path))
-    changed = differs(holder, name)
-    default = (
-        "" if holder._default(name) is MISSING else f"default {escape(literal(plain(holder._default(name))))}"
+    default = holder._default(name)
+    has_mark = default is not MISSING and differs(holder, name)
+    mark = (
+        f'<span class="nip-changed">● default {escape(literal(plain(default)))}</span> ' if has_mark else ""
     )
-    mark = f'<span class="nip-changed">● {default}</span> ' if changed else ""
     self.note.value = (
-        f'<div class="nip-html">{errors}{mark}<span class="nip-quiet">{escape(self.doc)}</span></div>'
+        f'<div class="nip-html">{errors}{mark}<span class="nip-quiet">{with_code(self.doc)}</span></div>'
     )
 
 # %% ../nbs/98e_form.ipynb #c029
@@ -518,9 +529,8 @@ def about(name: str) -> str:
     "What a section is about: the first line of the docstring of its class"
     cls = parameter_groups[name] if name in parameter_groups else None
     doc = (getattr(cls, "__doc__", None) or "").partition("\n")[0]
-    return ABOUT.get(
-        name, "" if cls and doc.startswith(f"{cls.__name__}(") else doc
-    )  # that one `dataclass` has made
+    made_by_dataclass = cls and doc.startswith(f"{cls.__name__}(")
+    return ABOUT.get(name, "" if made_by_dataclass else doc.replace("`", ""))
 
 
 @patch
@@ -551,7 +561,7 @@ def members(self: Form, name: str) -> list[tuple[Parameters, str]]:
 @patch
 def title(self: Form, name: str) -> str:
     "Title of a section, with the numbers of what differs and of what is wrong"
-    changed = sum(differs(*member) for member in self.members(name))
+    changed = sum(differs(p, n) for p, n in self.members(name) if p._default(n) is not MISSING)
     wrong = sum(at.startswith(f"{name}.") or (name == GENERAL and "." not in at) for at in self.draft.errors)
     marks = f"  ● {changed}" * bool(changed) + f"  ✗ {wrong}" * bool(wrong)
     return f"{name}: {about(name)}{marks}" if about(name) else f"{name}{marks}"
@@ -608,7 +618,7 @@ def status_html(self: Form) -> str:
 
 # %% ../nbs/98e_form.ipynb #c041
 ALL_AGENTS = "_default"
-MODES = {"as default": None, "parameters of its own": "own", "random": "random"}
+MODES = {"as default": "default", "parameters of its own": "own", "random": "random"}
 
 
 class AgentsPanel:
@@ -637,7 +647,7 @@ class AgentsPanel:
         if not self.form.is_showing:
             default = self.form.draft.accepted.agents[ALL_AGENTS]
             own = {} if default.is_random or self.who.value == ALL_AGENTS else default.to_dict()
-            values = {None: None, "own": own, "random": {"is_random": True}}
+            values = {"default": None, "own": own, "random": {"is_random": True}}
             self.form.set(f"agents.{self.who.value}", values[self.mode.value])
 
 # %% ../nbs/98e_form.ipynb #c042
@@ -653,11 +663,11 @@ def show(self: AgentsPanel) -> None:
         self.who.options = options
         self.who.value = was if was in names else ALL_AGENTS
     agent = self.who.value
-    modes = [(text, m) for text, m in MODES.items() if m or agent != ALL_AGENTS]
+    modes = [(text, m) for text, m in MODES.items() if m != "default" or agent != ALL_AGENTS]
     if list(self.mode.options) != modes:
         self.mode.options = modes
     params = hp.agents.data.get(agent)
-    self.mode.value = None if params is None else "random" if params.is_random else "own"
+    self.mode.value = "default" if params is None else "random" if params.is_random else "own"
     if "agents" in self.form.folds and self.form.folds["agents"].made:
         self.rows.children = self.fields_of(agent) if params is not None else []
 

@@ -277,7 +277,10 @@ class JobPanel:
                                       tooltip="Metrics to draw; hold Ctrl to choose several")  # fmt: skip
         self.shown.observe(lambda change: self.draw(), "value")
         self.picture, self.options = W.HTML(), W.VBox([self.shown], layout={"display": "none"})
-        self.root = W.VBox([W.HBox([self.pause, self.stop]), self.told, self.picture, self.options])
+        self.root = W.VBox(
+            [self.told, W.HBox([self.pause, self.stop]), self.picture, self.options],
+            layout={"display": "none"},
+        )
 
     @property
     def is_busy(self) -> bool:
@@ -290,7 +293,7 @@ class JobPanel:
         if self.is_busy:
             raise RuntimeError(f"{self.job.title} is still at work; wait, or stop it")
         self.tail, self.next_drawing, self.picture.value = run and Tail(run), 0.0, ""
-        self.job = Job(title, work, saves, self.show)
+        self.job, self.root.layout.display = Job(title, work, saves, self.show), None
         self.show(self.job)
         return self.job.start()
 

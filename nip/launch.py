@@ -18,12 +18,13 @@ from .form import Draft, FieldGroup, Fold, members
 from .jobs import Job, JobPanel
 from .parameters import HyperParameters
 from .pictures import boxed
+from .registry import html_table
 from .run import Result, resume_experiment, run_experiment
 from .settings import ExperimentSettings
 from .tracking import Run, RunStore
 
 # %% auto #0
-__all__ = ['CHIEF', 'TYPABLE', 'can_be_typed', 'SettingsForm', 'told', 'Launch']
+__all__ = ['CHIEF', 'TYPABLE', 'can_be_typed', 'SettingsForm', 'told', 'Launch', 'outcome']
 
 # %% ../nbs/98h_launch.ipynb #c005
 CHIEF = ("run_id", "tags", "group", "notes", "trackers", "device")  # What is most often set
@@ -80,9 +81,13 @@ class Launch:
             tooltip="Train in the background; the notebook stays usable",
         )
         self.button.on_click(lambda button: self.train())
-        self.notice = W.HTML()
+        self.notice, self.outcome = W.HTML(), W.HTML()
         self.root = W.VBox(
-            [self.form.root, W.HBox([self.button, self.notice], layout={"align_items": "center"})]
+            [
+                self.form.root,
+                W.HBox([self.button, self.notice], layout={"align_items": "center"}),
+                self.outcome,
+            ]
         )
 
     @property
@@ -96,6 +101,15 @@ class Launch:
         )
 
 # %% ../nbs/98h_launch.ipynb #c009
+def outcome(result: Result) -> str:
+    "What came of a run, as HTML: measures of the final test, or of the last iteration where there was none"
+    tested = {k: v for k, v in result.metrics.items() if k.startswith("test_")} or result.metrics
+    of_all = {k: v for k, v in tested.items() if "." not in k}
+    rows = [[escape(k), f"{v:.4g}" if isinstance(v, float) else escape(str(v))] for k, v in of_all.items()]
+    name = result.run.id if result.run else "test run"
+    return html_table(["metric", "value"], rows, f"{name}: {result.status}")
+
+
 @patch
 def train(self: Launch) -> Job | None:
     "Begin; None if something is wrong, which is said"
@@ -122,8 +136,10 @@ def begin(self: Launch, title: str, work: Callable[[Job], Result], name: str | N
 
     def kept(job):
         self.result = work(job)
+        self.outcome.value = boxed(outcome(self.result))
         return self.result
 
+    self.outcome.value = ""
     self.say("" if name else "a test run: one smallest step of everything, nothing is saved")
     run = Run(self.store.root / name) if name else None
     return self.jobs.start(title, kept, saves=name is not None, run=run)

@@ -36,6 +36,7 @@ from nip.checked import (
     param,
     parameters_table,
     plain,
+    unlike,
     valid_hint,
 )
 from .registry import Registry, nearest
@@ -404,7 +405,7 @@ def _diff(mine, theirs, path):
     elif isinstance(mine, AgentsParameters) and isinstance(theirs, AgentsParameters):
         for name in dict.fromkeys([*mine, *theirs]):
             yield from _diff(mine.data.get(name), theirs.data.get(name), join_path(path, name))
-    elif mine != theirs:
+    elif unlike(mine, theirs):
         yield path, (mine, theirs)
 
 # %% ../nbs/10_parameters.ipynb #c040
