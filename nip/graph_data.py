@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from .checked import ParameterError, Parameters, param
 from .data import Dataset, cache_dir, cached
+from .messages import marked
 from .settings import derive_seed
 from .tracking import atomic_write
 
@@ -418,8 +419,7 @@ def import_data_pt(name: str, train: str | Path, test: str | Path) -> list[Datas
 def draw_pair(
     adjacency,  # `[2 node node]`
     node_mask,  # `[2 node]`
-    marks: list[int]
-    | None = None,  # Named nodes, as numbers in `range(2 node)`, in the order in which they were named
+    marks=None,  # Named nodes, as numbers in `range(2 node)`, in the order in which they were named; as `marked` takes them
     axes=None,  # Two of matplotlib's; None: new ones
     rounds: int = 2,  # Nodes that as many rounds of refinement cannot tell apart have one colour
 ):
@@ -432,18 +432,20 @@ def draw_pair(
     classes = np.unique(wl_colours(adjacency, node_mask, rounds)[-1], return_inverse=True)[1].reshape(
         node_mask.shape
     )
+    named_nodes, width, ink = marked(marks or []), node_mask.shape[1], plt.rcParams["text.color"]
     for side, ax in enumerate(axes):
         size = int(node_mask[side].sum())
         graph = nx.from_numpy_array(adjacency[side, :size, :size])
-        named = {
-            m % len(node_mask[side]): i + 1
-            for i, m in enumerate(marks or [])
-            if m // len(node_mask[side]) == side
-        }
-        layout, rings = nx.circular_layout(graph), ["black" if v in named else "none" for v in graph]
+        named = {m % width: mark for m, mark in named_nodes.items() if m // width == side}
+        layout, rings = (
+            nx.circular_layout(graph),
+            [named[v][1] or ink if v in named else "none" for v in graph],
+        )
         nx.draw(graph, layout, ax=ax, node_color=classes[side, :size], cmap="Set3", vmin=0, vmax=max(classes.max(), 12),
                 edgecolors=rings, linewidths=2.5, edge_color="grey", labels={v: v for v in graph}, font_size=9)  # fmt: skip
-        for v, i in named.items():
-            ax.annotate(f"{i}.", layout[v] * 1.3, ha="center", va="center", weight="bold")
-        ax.margins(0.2)
+        for v, (turns, _) in named.items():
+            ax.annotate(
+                turns, layout[v] * 1.3, ha="center", va="center", weight="bold", color=ink, fontsize=9
+            )
+        ax.margins(0.25)
     return axes

@@ -37,6 +37,7 @@ from nip.networks import (
     without_latest_message,
 )
 from .parameters import ParameterError, agent_parameters, param
+from .pictures import figure_for
 from .scenario import Scenario, register_scenario
 
 # %% auto #0
@@ -328,5 +329,16 @@ class GraphIsomorphismScenario(Scenario):
             )
         return found
 
-    def draw(self, instance: TensorDictBase, marks=None, axes=None):
+    def candidate_name(self, space: MessageSpace, choice: int) -> str:
+        graph, node = divmod(choice, space.shape[-1])
+        return (
+            f"graph {graph + 1}, node {node}"
+            if space.kind == "main"
+            else super().candidate_name(space, choice)
+        )
+
+    def draw(self, instance: TensorDictBase, marks=None, figure=None):
+        axes = figure_for(figure, 6, 3).subplots(1, 2)
+        for number, ax in enumerate(axes, 1):
+            ax.set_title(f"graph {number}", fontsize=10)
         return draw_pair(instance["adjacency"], instance["node_mask"], marks=marks, axes=axes)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from .agents import AgentPart, PartContext
 from .data import Dataset
-from .messages import MessageSpace
+from .messages import MessageSpace, marked
 from nip.networks import (
     HeadParameters,
     MessageFeatures,
@@ -26,7 +27,8 @@ from nip.networks import (
     slots_of_rounds,
 )
 from .parameters import ParameterError, agent_parameters, param
-from .protocol import ACCEPT, NO_DECISION, REJECT
+from .pictures import figure_for
+from .protocol import ACCEPT, NO_DECISION, REJECT, build_protocol_handler
 from .scenario import Scenario, register_scenario
 from .settings import generator
 
@@ -63,19 +65,22 @@ def odd_blocks(bits: Tensor) -> Tensor:
     return bits[..., 0] != bits[..., 1]
 
 # %% ../nbs/82_parity.ipynb #c010
-def draw_blocks(bits, marks: list[int] | None = None, ax=None):
-    "Blocks as columns of two bits; those in `marks` are framed, and numbered in the order in which they were named"
+def draw_blocks(
+    bits,  # `[block 2]`; those below 0 are hidden
+    marks=None,  # Blocks in the order in which they were named, as `marked` takes them
+    figure=None,  # A matplotlib figure; None: a new one
+):
+    "Blocks as columns of two bits; those that were named are framed, and numbered by their turns"
     import matplotlib.pyplot as plt
     from matplotlib.patches import Rectangle
 
-    ax = plt.subplots(figsize=(0.6 * len(bits) + 0.4, 1.8))[1] if ax is None else ax
+    ax, ink = figure_for(figure, 0.6 * len(bits) + 0.4, 1.8).subplots(), plt.rcParams["text.color"]
     ax.imshow(bits.T, cmap="Blues", vmin=-0.3, vmax=1.6)
     for block, pair in enumerate(bits.tolist()):
         for row, bit in enumerate(pair):
-            ax.text(block, row, bit, ha="center", va="center")
-    for block in set(marks or []):
-        turns = ", ".join(f"{i}." for i, named in enumerate(marks, 1) if named == block)
-        ax.add_patch(Rectangle((block - 0.47, -0.47), 0.94, 1.94, fill=False, lw=2.5))
+            ax.text(block, row, "?" if bit < 0 else bit, ha="center", va="center", color="black")
+    for block, (turns, colour) in marked(marks or []).items():
+        ax.add_patch(Rectangle((block - 0.47, -0.47), 0.94, 1.94, fill=False, lw=2.5, color=colour or ink))
         ax.text(block, -0.75, turns, ha="center", weight="bold")
     ax.set(xticks=range(len(bits)), yticks=[], ylim=(1.55, -1.1))
     ax.spines[:].set_visible(False)
@@ -228,8 +233,22 @@ class ParityScenario(Scenario):
     def make_body(self, context: PartContext) -> AgentPart:
         return ParityBody(context)
 
-    def draw(self, instance: TensorDictBase, marks=None, axes=None):
-        return draw_blocks(instance["bits"], marks, axes)
+    def candidate_name(self, space: MessageSpace, choice: int) -> str:
+        return f"block {choice}" if space.kind == "main" else super().candidate_name(space, choice)
+
+    def seen_by(self, agent: str, instance: TensorDictBase, named: Iterable[int]) -> TensorDictBase:
+        only_named = getattr(self.hyper_params.agents[agent], "only_named_blocks", None)
+        decides = agent in build_protocol_handler(self.hyper_params).decider_names
+        hidden = torch.full_like(instance["bits"], -1, dtype=torch.int64)
+        hidden[list(set(named))] = instance["bits"][list(set(named))].long()
+        return (
+            instance.clone(False).set("bits", hidden)
+            if (decides if only_named is None else only_named)
+            else instance
+        )
+
+    def draw(self, instance: TensorDictBase, marks=None, figure=None):
+        return draw_blocks(instance["bits"], marks, figure)
 
 # %% ../nbs/82_parity.ipynb #c033
 def honest_share(protocol) -> float:

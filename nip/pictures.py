@@ -12,7 +12,7 @@ from collections.abc import Callable
 from html import escape
 
 # %% auto #0
-__all__ = ['INK', 'READERS_INK', 'STYLE', 'picture', 'apart', 'boxed']
+__all__ = ['INK', 'READERS_INK', 'STYLE', 'picture', 'figure_for', 'apart', 'boxed']
 
 # %% ../nbs/71a_pictures.ipynb #c005
 INK = "#010203"  # Takes the colour of the text around the picture
@@ -41,6 +41,13 @@ def picture(
     svg = re.sub(r"^.*?(?=<svg)", "", out.getvalue(), flags=re.DOTALL).replace(INK, READERS_INK)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     return f'<div class="nip-picture" role="img" aria-label="{escape(label)}">{apart(svg)}</div>'
+
+
+def figure_for(figure, width: float, height: float):  # None, or a matplotlib figure or part of one
+    "The figure, or where there is none a new one of this size in inches, for a notebook to show"
+    import matplotlib.pyplot as plt
+
+    return plt.figure(figsize=(width, height), layout="constrained") if figure is None else figure
 
 # %% ../nbs/71a_pictures.ipynb #c007
 _count = iter(range(1, 2**62))

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from safetensors import torch as safetensors
@@ -47,13 +47,13 @@ def transcript(game: TensorDictBase, protocol: ProtocolHandler, spaces: list[Mes
             "rewards": dict(zip(protocol.agent_names, rewards)), "rounds": rounds}  # fmt: skip
 
 # %% ../nbs/71_rollouts.ipynb #c007
-def save_rollouts(run: Run, name: str, played: TensorDictBase, protocol: ProtocolHandler, spaces: list[MessageSpace]) -> None:  # fmt: skip
-    "Keep frames `[game round]` as `rollouts/NAME.safetensors` and `rollouts/NAME.json`"
+def save_rollouts(run: Run, name: str, played: TensorDictBase, protocol: ProtocolHandler, spaces: list[MessageSpace], notes: Mapping = {}) -> None:  # fmt: skip
+    "Keep frames `[game round]` as `rollouts/NAME.safetensors` and `rollouts/NAME.json`, there with `notes` on each game"
     folder = run.dir / "rollouts"
     folder.mkdir(exist_ok=True)
     tensors = played.exclude(*(space.history_key for space in spaces)).flatten_keys("/")
     run.keep("rollouts", atomic_write(folder / f"{name}.safetensors", tensor_bytes(dict(tensors.items()))))
-    games = [transcript(game, protocol, spaces) for game in played.cpu()]
+    games = [transcript(game, protocol, spaces) | dict(notes) for game in played.cpu()]
     run.keep("transcripts", atomic_write(folder / f"{name}.json", json.dumps(games, indent=1)))
 
 

@@ -5,7 +5,7 @@
 # %% ../nbs/81_scenario.ipynb #c002
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -101,8 +101,16 @@ class Scenario:
         "Accuracies on the test data that are known to be the best possible, by what they hold for"
         return {}
 
-    def draw(self, instance: TensorDictBase, **kwargs):
-        "A picture of one instance"
+    def candidate_name(self, space: MessageSpace, choice: int) -> str:
+        "What a message names, in words"
+        return space.describe(choice) if len(space.shape) > 1 else f"{space.kind} {choice}"
+
+    def seen_by(self, agent: str, instance: TensorDictBase, named: Iterable[int]) -> TensorDictBase:
+        "An instance as `agent` sees it after the candidates in `named` were named where it hears it"
+        return instance
+
+    def draw(self, instance: TensorDictBase, marks=None, figure=None):
+        "A picture of one instance with `marks` as `marked` takes them, on a matplotlib figure or, without one, on a new one"
         raise NotImplementedError
 
 
