@@ -1,0 +1,146 @@
+"""A person can sit in every seat of every protocol, and sees and does what the protocol says."""
+
+import json
+import random
+
+import pytest
+import torch
+
+from nip import run_experiment
+from nip.games import Game, Play, Replay, RunReplay, Sitting, table_of
+from nip.parameters import protocol_handlers, trainers
+from nip.protocol import build_protocol_handler
+from nip.run import preset
+from nip.scenario import build_scenario_instance
+
+QUICK = {"rl.num_iterations": 1, "rl.rollouts_per_iteration": 16, "rl.minibatch_size": 16}
+
+
+def hyper_params(protocol: str, zero_knowledge: bool = False, **changes):
+    return preset("parity_quick", interaction_protocol=protocol, **{"protocol_common.zero_knowledge": zero_knowledge}, **QUICK, **changes)  # fmt: skip
+
+
+def table(hp):
+    trainer = trainers[hp.trainer](build_scenario_instance(hp))
+    trainer.prepare()
+    return trainer
+
+
+def play_at_random(sitting: Sitting, rng: random.Random) -> list[str]:
+    "Legal moves to the end; all that the person was shown on the way"
+    shown = []
+    while not sitting.over:
+        shown.append(sitting.view())
+        said = {(s.name, c): [rng.choice(sitting.choices(s, c, p)) for p in range(sitting.env.message_size)]
+                for s in sitting.spaces for c in sitting.speaks}  # fmt: skip
+        sitting.move(said, rng.randrange(3) if sitting.decides else None)
+    return shown
+
+
+def tables():
+    for name in protocol_handlers.names():
+        yield pytest.param(name, False, id=name)
+        if protocol_handlers[name].__module__.startswith("nip.") and name != "solo_verifier":
+            yield pytest.param(name, True, id=f"{name}-zk")
+
+
+@pytest.mark.parametrize("protocol, zero_knowledge", tables())
+def test_every_seat(protocol, zero_knowledge):
+    try:
+        hp = hyper_params(protocol, zero_knowledge)
+    except ValueError as error:
+        pytest.skip(str(error))
+    trainer, rng = table(hp), random.Random(0)
+    handler = trainer.protocol
+    for seat in handler.agent_names:
+        for seed in range(handler.num_variants):
+            sitting = Sitting(trainer, seat, seed, seed)
+            shown = play_at_random(sitting, rng)
+            game = sitting.game
+            assert game.is_over and len(sitting.frames) == game.num_rounds <= handler.max_message_rounds
+            assert "Rewards:" in sitting.view() and not any("Rewards:" in v for v in shown)
+            assert not any("label <b>" in v or "You know" in v for v in shown)
+            for rounds in range(game.num_rounds + 1):
+                heard = {channel for _, _, channel, _, _ in game.said(rounds, seat)}
+                assert heard <= {c for a, c in handler.agent_channel_visibility if a == seat}
+                view = game.view(rounds, seat)
+                for channel in set(handler.message_channel_names) - heard:
+                    assert f"{channel}: <b>" not in view
+            turns = [r for r in range(game.num_rounds) if handler.active[seed % handler.num_variants, r, handler.agent_names.index(seat)].any()]  # fmt: skip
+            assert len(shown) == len(turns)
+
+
+def test_a_seat_plays_what_is_said():
+    "What the person says is what the others hear, and what the person decides is the verdict"
+    trainer = table(hyper_params("nip"))
+    for seed in range(20):
+        sitting = Sitting(trainer, "verifier", seed, seed)
+        while not sitting.over:
+            said = {("block_selected", c): [3] for c in sitting.speaks}
+            channels = list(sitting.speaks)
+            last = len(sitting.frames) + 2 >= trainer.protocol.max_message_rounds
+            sitting.move(said, (seed % 2 if last else 2) if sitting.decides else None)
+            mine = [named for r, who, c, _, named in sitting.game.said(99) if who == "verifier" and c in channels]
+            assert mine and all(named == [3] for named in mine)
+        assert sitting.game.verdict == seed % 2
+
+
+def test_the_same_seed_is_the_same_game():
+    trainer = table(hyper_params("debate"))
+    rewards = []
+    for _ in range(2):
+        sitting = Sitting(trainer, "verifier", 5, 7)
+        play_at_random(sitting, random.Random(3))
+        rewards.append((sitting.game.rewards, sitting.game.marks(99)))
+    assert rewards[0] == rewards[1]
+
+
+def test_hidden_blocks_stay_hidden():
+    trainer = table(hyper_params("nip"))
+    scenario, instance = trainer.instance.scenario, trainer.instance.test_dataset[0]
+    assert (scenario.seen_by("prover", instance, [])["bits"] >= 0).all()
+    seen = scenario.seen_by("verifier", instance, [2, 2])["bits"]
+    assert (seen[2] == instance["bits"][2]).all() and (seen < 0).any(-1).tolist() == [True, True, False, True]
+
+
+def test_more_than_one_thing_at_a_time():
+    "Messages of two positions, and numbers beside them"
+    changes = {"message_size": 2, "include_linear_message_space": True, "d_linear_message_space": 3}
+    trainer = table(hyper_params("nip", **changes))
+    sitting = Sitting(trainer, "prover", 0, 0)
+    play_at_random(sitting, random.Random(0))
+    assert len({space.name for *_, space, _ in sitting.game.said(99)}) == 2
+    assert all(len(named) == 2 for *_, named in sitting.game.said(99))
+
+
+def test_graphs(tmp_path):
+    hp = preset("graph_isomorphism_quick", **{"rl.num_iterations": 1, "rl.rollouts_per_iteration": 8, "dataset": "test"})
+    run = run_experiment(hp, run_store=tmp_path, run_id="graphs").run
+    play = Play(tmp_path)
+    for seat in build_protocol_handler(hp).agent_names:
+        play.seat.value = seat
+        play.start.click()
+        assert play.notice.value == "" and "<svg" in play.picture.value
+        while not play.sitting.over:
+            assert all(text.startswith("graph ") for control in play.places.values() for text, _ in control.options)
+            play.controls.children[-1].click()
+            assert play.notice.value == ""
+    kept = [json.loads(f.read_text())[0] for f in sorted((run.dir / "rollouts").glob("played-*.json"))]
+    assert [k["person"] for k in kept] == build_protocol_handler(hp).agent_names
+    replay = RunReplay(run)
+    assert [v for _, v in replay.names.options][:3] == ["test", "played-001", "played-002"]
+    replay.names.value = "played-002"
+    assert "graph 1, node" in replay.replay.picture.value or "graph 2, node" in replay.replay.picture.value
+
+
+def test_games_that_have_not_ended_are_shown():
+    "Frames that stop before the end, as of a run that was killed"
+    trainer = table(hyper_params("nip"))
+    env = trainer.instance.test_environment
+    frames = trainer.without_epilogue(trainer.play_out(env, torch.arange(4), torch.arange(4)))
+    frames["done"] = torch.zeros_like(frames["done"])
+    replay = Replay(frames, table_of(trainer.hyper_params))
+    assert "undecided" in replay.which.options[0][0] and "Rewards" not in replay.picture.value
+    replay.ending.value = "right"
+    assert "There is no such game" in replay.picture.value
+    assert isinstance(replay.games[0], Game)
