@@ -47,8 +47,8 @@ from .writing import classes, literal
 # %% auto #0
 __all__ = ['WORDS', 'WIDE', 'LABEL', 'FIRST', 'GENERAL', 'ABOUT', 'ALL_AGENTS', 'MODES', 'components', 'groups_of', 'sections',
            'members', 'is_words', 'as_text', 'from_text', 'choices_of', 'example', 'least', 'fitting', 'with_scenario',
-           'settled', 'Draft', 'with_changes', 'control_for', 'with_code', 'Field', 'FieldGroup', 'Fold', 'Form',
-           'about', 'AgentsPanel']
+           'settled', 'Draft', 'with_changes', 'control_for', 'with_code', 'Field', 'FieldGroup', 'problem', 'Fold',
+           'Form', 'about', 'AgentsPanel']
 
 # %% ../nbs/98e_form.ipynb #c005
 def components(hyper_params: HyperParameters) -> list:
@@ -422,6 +422,13 @@ def errors_at(self: FieldGroup, path: str) -> list[Exception]:
     return [e for at, e in self.draft.errors.items() if at == path or at.startswith((f"{path}.", f"{path}["))]
 
 # %% ../nbs/98e_form.ipynb #c032
+def problem(error: Exception) -> str:
+    "What went wrong, in its own words, as HTML"
+    speaks = isinstance(error, ValueError | KeyError | NotImplementedError) and str(error)
+    text = str(error) if speaks else f"{type(error).__name__}: {error}"
+    return f"<span class='nip-wrong' role='alert'>{escape(text)}</span>"
+
+
 class Fold:
     "A title that shows or hides what is under it"
 
@@ -442,9 +449,17 @@ class Fold:
     def toggled(self, change=None) -> None:
         if self.button.value and not self.made:
             self.made = True
-            self.body.children = list(self.make())
+            try:
+                self.body.children = list(self.make())
+            except Exception as error:  # noqa: BLE001 whatever a component may raise belongs on the page
+                self.body.children = [W.HTML(boxed(problem(error)))]
         self.body.layout.display = None if self.button.value else "none"
         self.rename(self.title)
+
+    def renew(self) -> None:
+        "Make the content again, now or when it is next opened"
+        self.made = False
+        self.toggled()
 
 # %% ../nbs/98e_form.ipynb #c035
 FIRST = ("scenario", "trainer", "interaction_protocol", "dataset")  # The choices that the others depend on

@@ -11,7 +11,6 @@ from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import partial, singledispatch
 from html import escape
-from inspect import signature
 from time import perf_counter
 
 import ipywidgets as W
@@ -27,25 +26,26 @@ from .bench import peak_memory_mb
 from .combined import CombinedAgentPart
 from .data import Dataset
 from .environment import MAX_EPISODE_SEED, Environment
+from .form import Fold, problem
+from .games import Replay
 from .messages import MessageSpace
 from .parameters import HyperParameters, scenarios, trainers
 from .pictures import STYLE, boxed, picture
 from .pretraining import body_folder, body_recipe, kept_body, school, to_pretrain
 from .protocol import ProtocolHandler
 from .registry import html_table
-from .rollouts import VERDICTS, transcript
+from .rollouts import VERDICTS
 from .run import _attention, _threads
 from .scenario import Scenario, ScenarioInstance, build_scenario_instance, build_stages, stage_names
 from .settings import ExperimentSettings
 from .trainer import Trainer
 
 # %% auto #0
-__all__ = ['code', 'folded', 'by', 'WIDE', 'SECTIONS', 'LABELS', 'view', 'drawing_of', 'instance_view', 'with_label',
-           'samples_view', 'module_rows', 'part_view', 'agent_line', 'flow_view', 'combined_flow', 'key_text',
-           'combined_view', 'domain', 'Estimate', 'duration', 'seconds_of', 'time_iterations', 'time_test',
-           'time_pretraining', 'memory_of', 'time_settings', 'estimate', 'type_of', 'prepared', 'episode',
-           'episode_view', 'told', 'problem', 'Section', 'panel', 'named', 'DataPanel', 'AgentPanel',
-           'EnvironmentPanel', 'player', 'TrainerPanel', 'Inspector']
+__all__ = ['code', 'folded', 'by', 'WIDE', 'LABELS', 'view', 'drawing_of', 'instance_view', 'with_label', 'samples_view',
+           'module_rows', 'part_view', 'agent_line', 'flow_view', 'combined_flow', 'key_text', 'combined_view',
+           'domain', 'Estimate', 'duration', 'seconds_of', 'time_iterations', 'time_test', 'time_pretraining',
+           'memory_of', 'time_settings', 'estimate', 'type_of', 'prepared', 'episode', 'told', 'panel', 'named',
+           'DataPanel', 'AgentPanel', 'EnvironmentPanel', 'TrainerPanel', 'Inspector']
 
 # %% ../nbs/98f_inspection.ipynb #c006
 code = lambda text: f"<code>{escape(str(text))}</code>"
@@ -110,10 +110,6 @@ def instance_view(scenario: Scenario, dataset: Dataset, number: int) -> str:
     td = dataset[number]
     label = int(td["y"].flatten()[0])
     try:
-        if (
-            "figure" not in signature(scenario.draw).parameters
-        ):  # HELPER A: goes when all scenarios draw on a figure
-            raise NotImplementedError
         drawn = picture(
             lambda figure: scenario.draw(td, figure=figure), 6, 2.8, f"instance {number}, label {label}"
         )
@@ -446,72 +442,15 @@ def episode(trainer: Trainer, environment: Environment, number: int, seed: int =
     played = trainer.play_out(environment, torch.tensor([number]), torch.tensor([seed % MAX_EPISODE_SEED]))
     return trainer.without_epilogue(played)
 
-
-def episode_view(frames: TensorDict, instance: ScenarioInstance) -> str:
-    "What was said and decided, round by round, and what came of it"
-    game = transcript(frames.cpu()[0], instance.protocol_handler, instance.message_spaces)
-    said = lambda s: "; ".join(f"{escape(k)} {v}" for k, v in s.items() if k not in ("agent", "channel"))
-    rows = [
-        [r["round"], escape(s["agent"]), escape(s["channel"]), said(s)]
-        for r in game["rounds"]
-        for s in r["said"]
-    ]
-    rewards = ", ".join(f"{escape(a)} {r:g}" for a, r in game["rewards"].items())
-    end = f"<p>Label {game['label']}, verdict {game['verdict'] or 'none'}; rewards: {rewards}</p>"
-    return html_table(["round", "agent", "channel", "said"], rows) + end
-
 # %% ../nbs/98f_inspection.ipynb #c049
 WIDE = {"width": "auto", "max_width": "100%"}
-SECTIONS = "<style>.nip-section { text-align: left !important; font-weight: 600 }</style>"
 
 
 def told(content: str) -> W.HTML:
     "HTML with the look of all our tables"
     return W.HTML(boxed(content))
 
-
-def problem(error: Exception) -> str:
-    "What went wrong, in its own words"
-    kind = (
-        ""
-        if isinstance(error, ValueError | KeyError | NotImplementedError) and str(error)
-        else f"{type(error).__name__}: "
-    )
-    return f"<span class='nip-wrong'>{escape(kind + str(error))}</span>"
-
-
-class Section:
-    "A title that shows or hides what `fill` makes when it is first asked"
-
-    def __init__(self, title: str, fill: Callable[[], list[W.Widget]]):
-        self.title, self.fill, self.filled = title, fill, False
-        self.toggle = W.ToggleButton(
-            description=title,
-            icon="caret-right",
-            tooltip=f"Show or hide: {title}",
-            layout=W.Layout(width="auto"),
-        )
-        self.toggle.add_class("nip-section")
-        self.body = W.VBox(layout=W.Layout(display="none", margin="0 0 8px 16px"))
-        self.root = W.VBox([self.toggle, self.body])
-        self.toggle.observe(lambda change: self.show(), "value")
-
-    def show(self) -> None:
-        if self.toggle.value and not self.filled:
-            self.filled = True
-            try:
-                self.body.children = self.fill()
-            except Exception as error:  # noqa: BLE001 whatever a view may raise belongs on the page
-                self.body.children = [told(problem(error))]
-        self.toggle.icon = "caret-down" if self.toggle.value else "caret-right"
-        self.body.layout.display = "" if self.toggle.value else "none"
-
-    def renew(self) -> None:
-        "Make the content again, now or when it is next opened"
-        self.filled = False
-        self.show()
-
-# %% ../nbs/98f_inspection.ipynb #c052
+# %% ../nbs/98f_inspection.ipynb #c051
 @singledispatch
 def panel(thing, inspector: Inspector) -> list[W.Widget]:
     "The widgets in which `inspector` shows `thing`"
@@ -544,7 +483,7 @@ def named(kind: type, name: str, help: str, **more) -> W.Widget:
         **more,
     )
 
-# %% ../nbs/98f_inspection.ipynb #c054
+# %% ../nbs/98f_inspection.ipynb #c053
 LABELS = (("either label", "any"), *((f"label {y} ({name})", y) for y, name in enumerate(VERDICTS)))
 
 
@@ -589,7 +528,7 @@ class DataPanel:
 def _(dataset: Dataset, inspector) -> list[W.Widget]:
     return [DataPanel(dataset, inspector.scenario).root]
 
-# %% ../nbs/98f_inspection.ipynb #c057
+# %% ../nbs/98f_inspection.ipynb #c056
 class AgentPanel:
     "The parts of an agent, one at a time"
 
@@ -616,7 +555,7 @@ def _(agent: Agent, inspector) -> list[W.Widget]:
     inspector.now_and_when_built(shown.show)
     return [shown.root]
 
-# %% ../nbs/98f_inspection.ipynb #c060
+# %% ../nbs/98f_inspection.ipynb #c059
 class EnvironmentPanel:
     "Specs, and a game"
 
@@ -644,21 +583,16 @@ class EnvironmentPanel:
                 raise ValueError(f"instances have numbers, such as 0, and not {self.number.value!r}")
             frames = episode(trainer, self.environment, int(self.number.value), self.seed)
             self.seed += 1
-            self.played.children = [player(frames, trainer.instance)]
+            self.played.children = [Replay(frames, trainer.instance).root]
         except ValueError as error:
             self.played.children = [told(problem(error))]
-
-
-def player(frames: TensorDict, instance: ScenarioInstance) -> W.Widget:
-    "A widget that steps through the games `frames [game round]`"
-    return told(episode_view(frames, instance))  # HELPER A: `Replay(frames, instance).root` of nip.games
 
 
 @panel.register
 def _(environment: Environment, inspector) -> list[W.Widget]:
     return [EnvironmentPanel(environment, lambda: inspector.trainer).root]
 
-# %% ../nbs/98f_inspection.ipynb #c063
+# %% ../nbs/98f_inspection.ipynb #c062
 class TrainerPanel:
     "Groups of parameters, and what a run would take"
 
@@ -697,7 +631,7 @@ class TrainerPanel:
 def _(trainer: Trainer, inspector) -> list[W.Widget]:
     return [TrainerPanel(trainer).root]
 
-# %% ../nbs/98f_inspection.ipynb #c066
+# %% ../nbs/98f_inspection.ipynb #c065
 class Inspector:
     "Builds an experiment stage by stage, and shows what is in each"
 
@@ -709,7 +643,7 @@ class Inspector:
         self.hyper_params, self.settings = hyper_params, settings
         self.scenario, self.instance, self.trainer = None, None, None  # Of the last build, as far as it came
         self.of: HyperParameters | None = None  # What is shown belongs to these
-        self.sections: dict[str, Section] = {}
+        self.sections: dict[str, Fold] = {}
         self.waiting: list[Callable] = []  # What will be shown anew when all is built
         self.thread, self.stopping = threading.Thread(), threading.Event()
         self.build_button = named(
@@ -728,7 +662,7 @@ class Inspector:
         self.build_button.on_click(lambda button: self.build())
         self.stop_button.on_click(lambda button: self.stopping.set())
         controls = W.HBox([self.build_button, self.stop_button, self.bar, self.progress])
-        self.root = W.VBox([W.HTML(STYLE + SECTIONS), controls, self.notice, self.shown])
+        self.root = W.VBox([W.HTML(STYLE), controls, self.notice, self.shown])
 
     def _ipython_display_(self):
         from IPython.display import display
@@ -746,7 +680,7 @@ class Inspector:
             f"<span role='status'{' class=nip-wrong' if wrong else ''}>{escape(text)}</span>"
         )
 
-# %% ../nbs/98f_inspection.ipynb #c068
+# %% ../nbs/98f_inspection.ipynb #c067
 @patch
 def build(self: Inspector) -> None:
     "Begin to build what the hyper-parameters describe now; `thread` is at work until it is done"
@@ -781,7 +715,7 @@ def stages(
     self.instance, self.trainer = built, trainer
     yield "trainer", trainer
 
-# %% ../nbs/98f_inspection.ipynb #c069
+# %% ../nbs/98f_inspection.ipynb #c068
 @patch
 def work(
     self: Inspector, hyper_params: HyperParameters, settings: ExperimentSettings, names: list[str]
@@ -804,7 +738,7 @@ def build_each(self: Inspector, stages: Iterator[tuple[str, object]], names: lis
             _, built = next(stages)
             self.add(name, partial(panel, built, self))
         except Exception as error:  # noqa: BLE001 whatever a stage may raise belongs on the page
-            self.add(name, lambda error=error: [told(problem(error))]).toggle.value = True
+            self.add(name, lambda error=error: [told(problem(error))]).button.value = True
             self.say(f"Failed at {number + 1} of {len(names)}: {name}", wrong=True)
             return
         self.bar.value = number + 1
@@ -815,11 +749,11 @@ def build_each(self: Inspector, stages: Iterator[tuple[str, object]], names: lis
     for show in self.waiting:
         show()
 
-# %% ../nbs/98f_inspection.ipynb #c070
+# %% ../nbs/98f_inspection.ipynb #c069
 @patch
-def add(self: Inspector, name: str, fill: Callable[[], list[W.Widget]]) -> Section:
+def add(self: Inspector, name: str, fill: Callable[[], list[W.Widget]]) -> Fold:
     "A section for a stage, below the others"
-    section = self.sections[name] = Section(f"{len(self.sections) + 1}. {name}", fill)
+    section = self.sections[name] = Fold(f"{len(self.sections) + 1}. {name}", fill)
     self.shown.children = (*self.shown.children, section.root)
     return section
 

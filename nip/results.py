@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from .comparison import Comparison, compare
 from .evaluation import PLOT_SIZE, Evaluation, evaluate
 from .form import Fold, from_text
-from .games import replay_of
+from .games import RunReplay
 from .jobs import Job, Tail, curves, panels
 from .launch import Launch
 from .parameters import HyperParameters
@@ -285,7 +285,7 @@ def do_transcripts(self: Results, run: Run) -> None:
 
 @patch
 def do_episodes(self: Results, run: Run) -> None:
-    self.shown.children = [replay_of(run).root]
+    self.shown.children = [RunReplay(run).root]
 
 # %% ../nbs/98i_results.ipynb #c015
 @patch

@@ -44,7 +44,7 @@ def tables():
             yield pytest.param(name, True, id=f"{name}-zk")
 
 
-@pytest.mark.parametrize("protocol, zero_knowledge", tables())
+@pytest.mark.parametrize("protocol, zero_knowledge", [*tables()])
 def test_every_seat(protocol, zero_knowledge):
     try:
         hp = hyper_params(protocol, zero_knowledge)
@@ -63,7 +63,7 @@ def test_every_seat(protocol, zero_knowledge):
             for rounds in range(game.num_rounds + 1):
                 heard = {channel for _, _, channel, _, _ in game.said(rounds, seat)}
                 assert heard <= {c for a, c in handler.agent_channel_visibility if a == seat}
-                view = game.view(rounds, seat)
+                view = game.table(rounds, seat)
                 for channel in set(handler.message_channel_names) - heard:
                     assert f"{channel}: <b>" not in view
             turns = [r for r in range(game.num_rounds) if handler.active[seed % handler.num_variants, r, handler.agent_names.index(seat)].any()]  # fmt: skip
