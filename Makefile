@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check lab docs readme bench constraints clean
+.PHONY: help venv demo test check lab app docs readme bench constraints clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ check: $(READY) ## Notebooks exported and clean, format, lint
 
 lab: $(READY) ## JupyterLab, opened on index.ipynb
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab index.ipynb
+
+app: $(READY) ## The builder as a web app, on this machine (ARGS="--port 8866 --theme dark")
+	$(BIN)/nip app $(ARGS)
 
 docs: $(READY) ## The site, from the notebooks, in _docs/
 	$(BIN)/python tools/build_docs.py

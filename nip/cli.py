@@ -12,8 +12,8 @@ from pathlib import Path
 # %% auto #0
 __all__ = ['NAMED', 'DEVICE', 'CHANGES', 'demo_table', 'demo_picture', 'demo', 'parse_changes', 'run_file', 'outcome',
            'data_make', 'data_import', 'show', 'bench', 'evaluate_run', 'compare_runs', 'resume', 'reproduce_run',
-           'list_runs', 'label_run', 'import_run', 'export_run', 'push_run', 'arg', 'command', 'experiment_commands',
-           'runs_commands', 'data_commands', 'make_parser', 'main']
+           'list_runs', 'label_run', 'import_run', 'export_run', 'push_run', 'app_notebook', 'app', 'arg', 'command',
+           'experiment_commands', 'runs_commands', 'data_commands', 'make_parser', 'main']
 
 # %% ../nbs/99_cli.ipynb #c005
 def demo_table(results: dict[str, object]) -> str:
@@ -279,6 +279,50 @@ def push_run(args) -> int:
     return 0
 
 # %% ../nbs/99_cli.ipynb #c022
+def app_notebook(source: str) -> dict:
+    "A notebook that shows the builder at `source`, with runs where they would be kept from here"
+    from nip.tracking import RunStore
+
+    store = str(RunStore().root.resolve())
+    code = f"from nip.builder import Builder\n\nBuilder({source!r}, run_store={store!r})"
+    cell = {
+        "cell_type": "code",
+        "id": "builder",
+        "metadata": {},
+        "source": code,
+        "outputs": [],
+        "execution_count": None,
+    }
+    kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    return {"cells": [cell], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+
+
+def app(args) -> int:
+    "The builder as a web app, on this machine alone; Ctrl-C ends it"
+    import json
+    import subprocess
+    from importlib.util import find_spec
+    from tempfile import TemporaryDirectory
+
+    from nip.builder import hyper_params_from
+
+    if find_spec("voila") is None:
+        raise SystemExit("the app is served by Voilà, which is not installed: pip install 'nip[app]'")
+    hyper_params_from(args.source)  # raises before anything is started
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "builder.ipynb")
+        file.write_text(json.dumps(app_notebook(args.source)), encoding="utf-8")
+        options = [
+            f"--port={args.port}",
+            f"--theme={args.theme}",
+            *(["--no-browser"] if args.no_browser else []),
+        ]
+        try:
+            return subprocess.call([sys.executable, "-m", "voila", str(file), *options])
+        except KeyboardInterrupt:
+            return 0
+
+# %% ../nbs/99_cli.ipynb #c025
 NAMED = ("run",), dict(metavar="RUN", help="name of a run, or its folder")
 DEVICE = ("--device",), dict(default="cpu", help="torch device (default: cpu)")
 CHANGES = dict(nargs="*", default=[], metavar="NAME=VALUE")
@@ -297,7 +341,7 @@ def command(of, name: str, function, *arguments) -> argparse.ArgumentParser:
     sub.set_defaults(function=function)
     return sub
 
-# %% ../nbs/99_cli.ipynb #c023
+# %% ../nbs/99_cli.ipynb #c026
 def experiment_commands(commands) -> None:
     "Train, go on, look at what came out"
     command(commands, "demo", demo, DEVICE, arg("--seed", type=int, help="another seed"),
@@ -322,11 +366,14 @@ def experiment_commands(commands) -> None:
             arg("--attacks", type=int, default=1, help="attacks for each verdict"), arg("--seed", type=int, default=0, help="another seed"))  # fmt: skip
     command(commands, "compare", compare_runs, arg("runs", metavar="RUN", nargs="*", help="names of runs, or their folders; none: all that are finished"),
             arg("--by", default="interaction_protocol", help="parameter that groups runs"), arg("--figure", metavar="FILE", help="write the figure here"))  # fmt: skip
+    command(commands, "app", app, arg("source", nargs="?", default="graph_isomorphism_quick", help="where to begin: a preset, a run, or a YAML file"),
+            arg("--port", type=int, default=8866, help="port on this machine (default: 8866)"), arg("--theme", default="light", choices=("light", "dark")),
+            arg("--no-browser", action="store_true", help="print the address, open nothing"))  # fmt: skip
     command(commands, "show", show)
     command(commands, "bench", bench, DEVICE, arg("--workload", default="S", help="S or S1"), arg("--iterations", type=int, default=3, help="timed iterations"),
             arg("--threads", type=int, default=1, help="torch threads"), arg("--json", help="write the figures here"))  # fmt: skip
 
-# %% ../nbs/99_cli.ipynb #c024
+# %% ../nbs/99_cli.ipynb #c027
 def runs_commands(commands) -> None:
     "List runs, and do something with one of them"
     runs = command(commands, "runs", list_runs, arg("--status", help="finished, interrupted, failed, running or stopped"),
@@ -368,7 +415,7 @@ def data_commands(commands) -> None:
         arg("test", help="data.pt"),
     )
 
-# %% ../nbs/99_cli.ipynb #c025
+# %% ../nbs/99_cli.ipynb #c028
 def make_parser() -> argparse.ArgumentParser:
     "The parser of the command `nip`"
     parser = argparse.ArgumentParser(
