@@ -6,20 +6,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as W
 from fastcore.basics import patch
 
+from .controls import Notice, beside, button, control
 from .form import Form
 from .games import Play
 from .inspection import Inspector
 from .jobs import Job, JobPanel
 from .launch import Launch
 from .parameters import HyperParameters, ParameterError
-from .pictures import STYLE, boxed
+from .pictures import STYLE
 from .results import Results
 from .run import Result, presets
 from .tracking import Run, RunStore
@@ -78,42 +78,39 @@ class Written:
         self.language = W.ToggleButtons(
             options=list(LANGUAGES),
             description="written as",
-            tooltip="The language",
+            tooltips=[f"Write it as {name}" for name in LANGUAGES],
             style={"button_width": "auto"},
         )
-        self.text = W.Textarea(
+        self.text = control(
+            W.Textarea,
+            "text",
+            "What the form says; copy it, or change it and take it over",
+            "98%",
+            "40px",
             rows=12,
             continuous_update=False,
-            layout={"width": "98%"},
-            tooltip="What the form says; copy it, or change it and take it over",
         )
         self.text.add_class("nip-text")
-        self.take = W.Button(
-            description="Take over", icon="arrow-up", tooltip="Let the form say what the text says"
-        )
-        self.notice = W.HTML()
+        self.take = button("Take over", "Let the form say what the text says", self.take_over, "arrow-up")
+        self.notice = Notice()
         self.language.observe(lambda change: self.show(), "value")
-        self.take.on_click(lambda button: self.take_over())
-        self.root = W.VBox([self.language, self.text, W.HBox([self.take, self.notice])])
+        self.root = W.VBox([self.language, self.text, beside(self.take, self.notice)])
         self.show()
 
     def show(self) -> None:
         "Write down what the form holds"
-        self.notice.value = ""
+        self.notice.say()
         write, _ = LANGUAGES[self.language.value]
         self.text.value = write(self.form.draft.accepted)
         if self.form.draft.errors:
-            self.say("This is what was last valid.")
+            self.notice.say("This is what was last valid.")
 
     def take_over(self) -> None:
         _, read = LANGUAGES[self.language.value]
         try:
             self.form.load(read(self.text.value))
         except Exception as error:  # noqa: BLE001 any text may have been typed
-            self.say(str(error), "nip-wrong")
-
-    def say(self, text: str, look: str = "nip-quiet") -> None:
-        self.notice.value = boxed(f'<span role="status" class="{look}">{escape(text)}</span>')
+            self.notice.say(str(error), wrong=True)
 
 # %% ../nbs/99_builder.ipynb #c011
 class Loader:
@@ -121,23 +118,19 @@ class Loader:
 
     def __init__(self, load: Callable[[HyperParameters], None], store: RunStore):
         self.load, self.store = load, store
-        self.source = W.Combobox(description="begin at", placeholder="a preset, a run, or the path of a YAML file", ensure_option=False,
-                                 style={"description_width": "60px"}, layout={"width": "400px"}, tooltip="A preset, a run of the store, or a YAML or JSON file")  # fmt: skip
-        self.button = W.Button(
-            description="Load", icon="folder-open", tooltip="Let the form say what is there"
+        self.source = control(W.Combobox, "begin at", "A preset, a run of the store, or a YAML or JSON file", "400px", ensure_option=False,
+                              placeholder="a preset, a run, or the path of a YAML file")  # fmt: skip
+        self.button = button(
+            "Load", "Let the form say what is there", lambda: self.take(self.source.value), "folder-open"
         )
         self.upload = W.FileUpload(
             accept=".yaml,.yml,.json",
             description="Upload",
             tooltip="A YAML or JSON file of hyper-parameters from your computer",
         )
-        self.notice = W.HTML()
-        self.button.on_click(lambda button: self.take(self.source.value))
+        self.notice = Notice()
         self.upload.observe(self.uploaded, "value")
-        self.root = W.HBox(
-            [self.source, self.button, self.upload, self.notice],
-            layout={"flex_flow": "row wrap", "align_items": "center"},
-        )
+        self.root = beside(self.source, self.button, self.upload, self.notice)
         self.refresh()
 
     def refresh(self) -> None:
@@ -147,9 +140,9 @@ class Loader:
     def take(self, source: Any) -> None:
         try:
             self.load(hyper_params_from(source, self.store))
-            self.notice.value = boxed('<span class="nip-right" role="status">loaded</span>')
+            self.notice.say("loaded")
         except Exception as error:  # noqa: BLE001 whatever lies in a file
-            self.notice.value = boxed(f'<span class="nip-wrong" role="alert">{escape(str(error))}</span>')
+            self.notice.say(str(error), wrong=True)
 
     def uploaded(self, change) -> None:
         for file in change.new:
@@ -181,10 +174,7 @@ class Builder:
         self.inspector, self.results, self.play = None, None, None
         self.form.on_change = self.changed
         self.tabs = W.ToggleButtons(
-            options=list(PAGES),
-            tooltips=list(PAGES.values()),
-            tooltip="Pages of the builder",
-            style={"button_width": "110px"},
+            options=list(PAGES), tooltips=list(PAGES.values()), style={"button_width": "110px"}
         )
         self.tabs.observe(lambda change: self.open(change.new), "value")
         self.pages = {name: W.VBox(layout={"display": "none"}) for name in PAGES}
@@ -236,7 +226,7 @@ def open(self: Builder, name: str) -> None:
         page.children = getattr(self, f"make_{name.lower()}")()
     for other in self.pages.values():
         other.layout.display = None if other is page else "none"
-    self.tabs.value = name
+    self.tabs.value, self.jobs.details.layout.display = name, None if name == "Launch" else "none"
     self.refresh()
 
 

@@ -9,6 +9,7 @@ import ast
 import re
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
+from functools import partial
 from html import escape
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
@@ -30,6 +31,7 @@ from nip.checked import (
     plain,
     unlike,
 )
+from .controls import beside, control
 from nip.parameters import (
     HyperParameters,
     agent_parameters,
@@ -45,10 +47,10 @@ from .registry import COMPONENT_MODULES
 from .writing import classes, literal
 
 # %% auto #0
-__all__ = ['WORDS', 'WIDE', 'LABEL', 'FIRST', 'GENERAL', 'ABOUT', 'ALL_AGENTS', 'MODES', 'components', 'groups_of', 'sections',
-           'members', 'is_words', 'as_text', 'from_text', 'choices_of', 'example', 'least', 'fitting', 'with_scenario',
-           'settled', 'Draft', 'with_changes', 'control_for', 'with_code', 'Field', 'FieldGroup', 'problem', 'Fold',
-           'Form', 'about', 'AgentsPanel']
+__all__ = ['WORDS', 'WIDE', 'FIRST', 'GENERAL', 'ABOUT', 'ALL_AGENTS', 'MODES', 'components', 'groups_of', 'sections', 'members',
+           'is_words', 'as_text', 'from_text', 'choices_of', 'example', 'least', 'fitting', 'with_scenario', 'settled',
+           'Draft', 'with_changes', 'control_for', 'with_code', 'Field', 'FieldGroup', 'problem', 'Fold', 'Form',
+           'about', 'AgentsPanel']
 
 # %% ../nbs/98e_form.ipynb #c005
 def components(hyper_params: HyperParameters) -> list:
@@ -257,20 +259,19 @@ def with_changes(hyper_params: HyperParameters, changes: dict[str, Any]) -> tupl
 
 # %% ../nbs/98e_form.ipynb #c025
 WIDE = {"width": "400px", "min_width": "300px"}  # Of a control with its label
-LABEL = {"description_width": "200px"}
 
 
-def control_for(name: str, spec: Spec, suggestions: list[str] = ()) -> W.DOMWidget:
+def control_for(name: str, spec: Spec, help: str, suggestions: Iterable[str] = ()) -> W.DOMWidget:
     "The widget in which a parameter is set"
-    look = {"description": name, "style": LABEL, "layout": WIDE}
+    made = partial(control, name=name, help=help, name_width="200px", layout=WIDE)
     if (choices := choices_of(spec)) is not None:
-        return W.Dropdown(options=[str(c) for c in choices], **look)
+        return made(W.Dropdown, options=[str(c) for c in choices])
     if spec.hint is bool:
-        return W.Checkbox(**look)
+        return W.Checkbox(description=name, tooltip=help, style={"description_width": "200px"}, layout=WIDE)
     if suggestions:
-        return W.Combobox(options=tuple(suggestions), ensure_option=False, **look)
+        return made(W.Combobox, options=tuple(suggestions), ensure_option=False)
     placeholder = "words, with commas between them" if WORDS in members(spec.hint) else describe(spec.hint)
-    return W.Text(placeholder=placeholder, continuous_update=True, **look)
+    return made(W.Text, placeholder=placeholder, continuous_update=True)
 
 
 def with_code(doc: str) -> str:
@@ -283,8 +284,9 @@ class Field:
 
     def __init__(self, form: FieldGroup, path: str, spec: Spec, doc: str = "", suggestions=()):
         self.form, self.path, self.spec, self.doc = form, path, spec, doc
-        self.control = control_for(path.rpartition(".")[2], spec, suggestions)
-        self.control.tooltip = f"{path}: {doc or describe(spec.hint)}"
+        self.control = control_for(
+            path.rpartition(".")[2], spec, f"{path}: {doc or describe(spec.hint)}", suggestions
+        )
         self.control.add_class("nip-field")
         self.note, self.inner = W.HTML(layout={"flex": "1 1 260px"}), W.VBox(layout={"margin": "0 0 0 24px"})
         row = W.HBox([self.control, self.note], layout={"flex_flow": "row wrap", "align_items": "baseline"})
@@ -473,21 +475,20 @@ class Form(FieldGroup):
         super().__init__(Draft(hyper_params, with_changes), on_change)
         self.folds: dict[str, Fold] = {}
         self.agents = AgentsPanel(self)
-        self.query = W.Text(description="search", placeholder="part of a name, or of what it is about", style={"description_width": "60px"},
-                            layout={"width": "400px"}, tooltip="Show the parameters whose name or description has all these words")  # fmt: skip
-        self.only_changed = W.Checkbox(description="only what differs from the defaults", indent=False, layout={"width": "auto"},
-                                       tooltip="Show the parameters that are not at their defaults")  # fmt: skip
-        self.status, self.first, self.body = W.HTML(), W.VBox(), W.VBox()
-        for control in (self.query, self.only_changed):
-            control.observe(lambda change: self.show(), "value")
-        self.root = W.VBox(
-            [
-                self.first,
-                W.HBox([self.query, self.only_changed], layout={"flex_flow": "row wrap"}),
-                self.body,
-                self.status,
-            ]
+        self.query = control(
+            W.Text,
+            "search",
+            "Show the parameters whose name or description has all these words",
+            "400px",
+            placeholder="part of a name, or of what it is about",
         )
+        self.only_changed = W.Checkbox(
+            description="only what differs from the defaults", indent=False, layout={"width": "auto"}
+        )
+        self.status, self.first, self.body = W.HTML(), W.VBox(), W.VBox()
+        for each in (self.query, self.only_changed):
+            each.observe(lambda change: self.show(), "value")
+        self.root = W.VBox([self.first, beside(self.query, self.only_changed), self.body, self.status])
         self.show()
 
     @property
@@ -641,9 +642,13 @@ class AgentsPanel:
 
     def __init__(self, form: Form):
         self.form = form
-        self.who = W.ToggleButtons(options=[ALL_AGENTS], description="agent", tooltip="Whose parameters are shown", style={"description_width": "60px", "button_width": "auto"})  # fmt: skip
-        self.mode = W.Dropdown(options=["parameters of its own"], description="plays", tooltip="As the agents that are not named, with parameters of its own (to begin with, a copy of the default), or at random",
-                               style={"description_width": "60px"}, layout={"width": "320px"})  # fmt: skip
+        self.who = W.ToggleButtons(
+            options=[ALL_AGENTS],
+            description="agent",
+            style={"description_width": "60px", "button_width": "auto"},
+        )
+        help = "As the agents that are not named, with parameters of its own (to begin with, a copy of the default), or at random"
+        self.mode = control(W.Dropdown, "plays", help, options=["parameters of its own"])
         self.rows = W.VBox()
         self.root = W.VBox([self.who, self.mode, self.rows])
         self.who.observe(self.chosen, "value")
@@ -675,7 +680,7 @@ def show(self: AgentsPanel) -> None:
     options = [(label.get(n, n) + " ●" * (n in hp.agents.named), n) for n in names]
     if list(self.who.options) != options:
         was = self.who.value
-        self.who.options = options
+        self.who.options, self.who.tooltips = options, [f"Parameters of {label.get(n, n)}" for n in names]
         self.who.value = was if was in names else ALL_AGENTS
     agent = self.who.value
     modes = [(text, m) for text, m in MODES.items() if m != "default" or agent != ALL_AGENTS]

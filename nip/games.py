@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from itertools import count, islice
 from types import SimpleNamespace
-from typing import Any
 
 import ipywidgets as W
 import torch
@@ -18,6 +17,7 @@ from tensordict import TensorDictBase
 
 from .agent_checkpoints import without_checkpoints
 from .combined import may_decide
+from .controls import Notice, beside, button, control
 from .environment import MAX_EPISODE_SEED
 from .evaluation import player, trained
 from .messages import MessageSpace, speaker_colours
@@ -31,8 +31,7 @@ from .settings import ExperimentSettings
 from .tracking import Run, RunStore
 
 # %% auto #0
-__all__ = ['DECISIONS', 'ANYBODY', 'Game', 'dot', 'table_of', 'Replay', 'look', 'row', 'RunReplay', 'describe', 'Sitting', 'Play',
-           'button']
+__all__ = ['DECISIONS', 'ANYBODY', 'Game', 'dot', 'table_of', 'Replay', 'RunReplay', 'describe', 'Sitting', 'Play']
 
 # %% ../nbs/97b_games.ipynb #c005
 DECISIONS = (*VERDICTS, "go on")
@@ -232,18 +231,20 @@ class Replay:
         instance,  # As of `Game`
     ):
         self.games = [Game(f, instance) for f in frames]
-        self.ending = W.Dropdown(
+        self.ending = control(
+            W.Dropdown,
+            "ended",
+            "Which games to choose from",
+            "190px",
             options=["all", "right", "wrong", "undecided"],
-            description="ended",
-            tooltip="Which games to choose from",
-            **look(170),
         )
-        self.which = W.Dropdown(description="game", tooltip="The game that is shown", **look(430))
-        self.seen_as = W.Dropdown(
+        self.which = control(W.Dropdown, "game", "The game that is shown", "430px")
+        self.seen_as = control(
+            W.Dropdown,
+            "seen by",
+            "Show what an agent knows, or everything",
+            "260px",
             options=[ANYBODY, *instance.protocol_handler.agent_names],
-            description="seen by",
-            tooltip="Show what an agent knows, or everything",
-            **look(250),
         )
         steps = {
             "|◂": ("First round", lambda r: 0),
@@ -251,33 +252,22 @@ class Replay:
             "▸": ("Next round", lambda r: r + 1),
             "▸|": ("Last round", lambda r: 10**9),
         }
+        go = lambda step: lambda: self.go(step(self.rounds))
         self.buttons = {
-            name: W.Button(description=name, tooltip=tip, layout={"width": "44px"})
-            for name, (tip, _) in steps.items()
+            name: button(name, help, go(step), width="44px") for name, (help, step) in steps.items()
         }
         self.rounds, self.where, self.picture = 10**9, W.HTML(), W.HTML()
-        for name, (_, step) in steps.items():
-            self.buttons[name].on_click(lambda button, step=step: self.go(step(self.rounds)))
         self.ending.observe(lambda change: self.choose(), "value")
-        for control in (self.which, self.seen_as):
-            control.observe(lambda change: self.show(), "value")
+        for each in (self.which, self.seen_as):
+            each.observe(lambda change: self.show(), "value")
         self.root = W.VBox(
             [
-                row(self.ending, self.which, self.seen_as),
-                row(*self.buttons.values(), self.where),
+                beside(self.ending, self.which, self.seen_as),
+                beside(*self.buttons.values(), self.where),
                 self.picture,
             ]
         )
         self.choose()
-
-
-def look(width: int) -> dict[str, Any]:
-    "How wide a control is, in pixels"
-    return {"layout": {"width": f"{width}px"}, "style": {"description_width": "60px"}}
-
-
-def row(*widgets: W.Widget) -> W.HBox:
-    return W.HBox(widgets, layout={"flex_flow": "row wrap", "align_items": "center"})
 
 # %% ../nbs/97b_games.ipynb #c018
 @patch
@@ -315,12 +305,12 @@ class RunReplay:
         files = run.dir.glob("rollouts/*.safetensors")
         names = sorted((f.stem for f in files), key=lambda n: (n.isdigit(), n != "test", n))
         self.run, self.instance, self.replay = run, None, None
-        self.names = W.Dropdown(
+        self.names = control(
+            W.Dropdown,
+            "kept",
+            "When the games were kept",
             options=[(describe(n), n) for n in names],
             value=None,
-            description="kept",
-            tooltip="When the games were kept",
-            **look(330),
         )
         self.body = W.VBox(
             [W.HTML(boxed("Choose which games to see." if names else "This run has kept no games."))]
@@ -514,13 +504,14 @@ class Play:
     def __init__(self, run_store=None):
         self.store, self.sitting, self.loaded = RunStore(run_store), None, {}
         self.score = {"right": 0, "wrong": 0, "undecided": 0}
-        self.runs = W.Dropdown(description="run", tooltip="Whose agents to play against", **look(430))
-        self.seat = W.Dropdown(description="seat", tooltip="Whose place you take", **look(250))
-        self.number = W.Text(
-            description="instance",
+        self.runs = control(W.Dropdown, "run", "Whose agents to play against", "460px")
+        self.seat = control(W.Dropdown, "seat", "Whose place you take", "260px")
+        self.number = control(
+            W.Text,
+            "instance",
+            "Number of the instance in the test data; empty: any",
+            "180px",
             placeholder="any",
-            tooltip="Number of the instance in the test data; empty: any",
-            **look(180),
         )
         self.told = W.Checkbox(
             description="tell me the label",
@@ -528,27 +519,21 @@ class Play:
             tooltip="A prover is strong: it would know",
             layout={"width": "150px"},
         )
-        self.start = button("Start", "play", "Begin a game", self.begin, button_style="primary")
-        self.again = button("Refresh", "refresh", "Look for runs again", self.refresh)
-        self.notice, self.picture, self.controls = W.HTML(), W.HTML(), W.VBox()
+        self.start = button("Start", "Begin a game", self.begin, "play", button_style="primary")
+        self.again = button("Refresh", "Look for runs again", self.refresh, "refresh")
+        self.notice, self.picture, self.controls = Notice(), W.HTML(), W.VBox()
         self.runs.observe(lambda change: self.offer_seats(), "value")
         self.root = W.VBox(
             [
                 W.HTML(STYLE),
-                row(self.runs, self.again),
-                row(self.seat, self.number, self.told, self.start),
+                beside(self.runs, self.again),
+                beside(self.seat, self.number, self.told, self.start),
                 self.notice,
                 self.picture,
                 self.controls,
             ]
         )
         self.refresh()
-
-
-def button(text: str, icon: str, tooltip: str, does, **more) -> W.Button:
-    made = W.Button(description=text, icon=icon, tooltip=tooltip, layout={"width": "110px"}, **more)
-    made.on_click(lambda b: does())
-    return made
 
 # %% ../nbs/97b_games.ipynb #c035
 @patch
@@ -560,7 +545,7 @@ def refresh(self: Play) -> None:
     )
     self.runs.options = [(f"{r.id} ({r.status})", r.id) for r in runs]
     self.runs.value = was if was in [r.id for r in runs] else runs[0].id if runs else None
-    self.say("" if runs else "There are no runs yet to play against. Train one first.")
+    self.notice.say("" if runs else "There are no runs yet to play against. Train one first.")
 
 
 @patch
@@ -577,21 +562,12 @@ def hyper_params(self: Play) -> HyperParameters:
 
 
 @patch
-def say(self: Play, text: str, wrong: bool = False) -> None:
-    self.notice.value = (
-        boxed(f'<span role="status" class="{"nip-wrong" if wrong else "nip-quiet"}">{escape(text)}</span>')
-        if text
-        else ""
-    )
-
-
-@patch
 def agents(self: Play):
     "A trainer with the agents of the chosen run, loaded once for each checkpoint"
     run = self.store.open(self.runs.value)
     key = run.id, run.latest_checkpoint()
     if key not in self.loaded:
-        self.say(f"loading the agents of {run.id} …")
+        self.notice.say(f"loading the agents of {run.id} …")
         self.loaded = {key: player(trained(run))}
     return self.loaded[key]
 
@@ -610,10 +586,10 @@ def begin(self: Play) -> None:
         self.sitting = Sitting(
             trainer, self.seat.value, index, seed, self.told.value, self.store.open(self.runs.value)
         )
-        self.say("")
+        self.notice.say("")
         self.show()
     except Exception as error:  # noqa: BLE001 whatever a run may hold
-        self.say(str(error), wrong=True)
+        self.notice.say(str(error), wrong=True)
 
 
 @patch
@@ -632,11 +608,11 @@ def show(self: Play) -> None:
     self.decision = W.ToggleButtons(
         options=[("go on", 2), ("accept", 1), ("reject", 0)],
         description="decide",
-        tooltip="Your verdict",
+        tooltips=["No verdict yet", "Verdict 1", "Verdict 0"],
         style={"button_width": "90px"},
     )
     send = button(
-        "Send", "paper-plane", "Say it, and let the others play on", self.send, button_style="primary"
+        "Send", "Say it, and let the others play on", self.send, "paper-plane", button_style="primary"
     )
     self.controls.children = [*self.places.values(), *([self.decision] if s.decides else []), send]
 
@@ -651,12 +627,8 @@ def choice(self: Play, space: MessageSpace, channel: str, position: int) -> W.Dr
         + f" {position + 1}" * (self.sitting.env.message_size > 1)
         + " (number)" * (space.kind != "main")
     )
-    return W.Dropdown(
-        options=options,
-        description=label,
-        tooltip=f"What to name in channel {channel}",
-        layout={"width": "320px"},
-        style={"description_width": "120px"},
+    return control(
+        W.Dropdown, label, f"What to name in channel {channel}", name_width="130px", options=options
     )
 
 # %% ../nbs/97b_games.ipynb #c037
@@ -669,8 +641,8 @@ def send(self: Play) -> None:
     try:
         self.sitting.move(said, self.decision.value if self.sitting.decides else None)
     except ValueError as error:
-        return self.say(str(error), wrong=True)
-    self.say("")
+        return self.notice.say(str(error), wrong=True)
+    self.notice.say("")
     self.show()
 
 
@@ -684,5 +656,5 @@ def finish(self: Play) -> None:
     text = f"Your reward: <b>{mine:g}</b>. Verdicts so far: {score}. <span class='nip-quiet'>Kept as <code>rollouts/{name}</code>.</span>"
     self.controls.children = [
         W.HTML(boxed(text)),
-        button("Play again", "repeat", "Another game in the same seat", self.begin),
+        button("Play again", "Another game in the same seat", self.begin, "repeat"),
     ]

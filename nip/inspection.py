@@ -24,6 +24,7 @@ from .agent_checkpoints import completed, without_checkpoints
 from .agents import Agent, AgentPart, with_dimensions
 from .bench import peak_memory_mb
 from .combined import CombinedAgentPart
+from .controls import Notice, beside, button, control
 from .data import Dataset
 from .environment import MAX_EPISODE_SEED, Environment
 from .form import Fold, problem
@@ -41,11 +42,11 @@ from .settings import ExperimentSettings
 from .trainer import Trainer
 
 # %% auto #0
-__all__ = ['code', 'folded', 'by', 'WIDE', 'LABELS', 'view', 'drawing_of', 'instance_view', 'with_label', 'samples_view',
-           'module_rows', 'part_view', 'agent_line', 'flow_view', 'combined_flow', 'key_text', 'combined_view',
-           'domain', 'Estimate', 'duration', 'seconds_of', 'time_iterations', 'time_test', 'time_pretraining',
-           'memory_of', 'time_settings', 'estimate', 'type_of', 'prepared', 'episode', 'told', 'panel', 'named',
-           'DataPanel', 'AgentPanel', 'EnvironmentPanel', 'TrainerPanel', 'Inspector']
+__all__ = ['code', 'folded', 'by', 'LABELS', 'view', 'drawing_of', 'instance_view', 'with_label', 'samples_view', 'module_rows',
+           'part_view', 'agent_line', 'flow_view', 'combined_flow', 'key_text', 'combined_view', 'domain', 'Estimate',
+           'duration', 'seconds_of', 'time_iterations', 'time_test', 'time_pretraining', 'memory_of', 'time_settings',
+           'estimate', 'type_of', 'prepared', 'episode', 'told', 'panel', 'DataPanel', 'AgentPanel', 'EnvironmentPanel',
+           'TrainerPanel', 'Inspector']
 
 # %% ../nbs/98f_inspection.ipynb #c006
 code = lambda text: f"<code>{escape(str(text))}</code>"
@@ -301,7 +302,9 @@ def _repr_html_(self: Estimate) -> str:
             ["test", duration(self.test), f"{self.test_games:,} games, from {self.tested:,}"]]  # fmt: skip
     rows = [r for r in rows if r[0] != "pretraining" or self.pretraining]
     times = html_table(["time", f"<b>{duration(self.total)}</b>", ""], rows)
-    memory = [[escape(k), f"{v:,.1f} MB"] for k, v in self.memory.items()]
+    memory = [
+        [escape(k), f"{v:,.1f} MB" if v >= 1 else f"{1024 * v:,.0f} kB"] for k, v in self.memory.items()
+    ]
     return (
         times
         + html_table(["memory", ""], memory)
@@ -443,9 +446,6 @@ def episode(trainer: Trainer, environment: Environment, number: int, seed: int =
     return trainer.without_epilogue(played)
 
 # %% ../nbs/98f_inspection.ipynb #c049
-WIDE = {"width": "auto", "max_width": "100%"}
-
-
 def told(content: str) -> W.HTML:
     "HTML with the look of all our tables"
     return W.HTML(boxed(content))
@@ -472,17 +472,6 @@ def _(things: dict, inspector) -> list[W.Widget]:
     inspector.now_and_when_built(show)
     return [shown]
 
-
-def named(kind: type, name: str, help: str, **more) -> W.Widget:
-    "A control of a `kind`, with its name and what it is for"
-    return kind(
-        description=name,
-        tooltip=help,
-        style={"description_width": "initial"},
-        layout=W.Layout(**WIDE),
-        **more,
-    )
-
 # %% ../nbs/98f_inspection.ipynb #c053
 LABELS = (("either label", "any"), *((f"label {y} ({name})", y) for y, name in enumerate(VERDICTS)))
 
@@ -492,19 +481,19 @@ class DataPanel:
 
     def __init__(self, dataset: Dataset, scenario: Scenario):
         self.dataset, self.scenario, self.drawn = dataset, scenario, W.HTML()
-        self.label = named(W.Dropdown, "Show", "Only instances with this label", options=LABELS)
-        self.number = named(
+        self.label = control(W.Dropdown, "show", "Only instances with this label", options=LABELS)
+        self.number = control(
             W.Text,
-            "Instance",
+            "instance",
             "Number of the instance, from 0; press Enter to see it",
+            "180px",
             continuous_update=False,
         )
-        self.next = named(W.Button, "Next", "The next instance with that label")
+        self.next = button("Next", "The next instance with that label", lambda: self.go(self.shown))
         self.label.observe(lambda change: self.go(-1), "value")
         self.number.observe(lambda change: self.show(), "value")
-        self.next.on_click(lambda button: self.go(self.shown))
         self.shown = -1
-        self.root = W.VBox([told(view(dataset)), W.HBox([self.label, self.number, self.next]), self.drawn])
+        self.root = W.VBox([told(view(dataset)), beside(self.label, self.number, self.next), self.drawn])
         self.go(-1)
 
     def go(self, after: int) -> None:
@@ -534,11 +523,11 @@ class AgentPanel:
 
     def __init__(self, agent: Agent, instance: Callable[[], ScenarioInstance | None]):
         self.agent, self.instance, self.shown = agent, instance, W.HTML()
-        self.part = named(
-            W.Dropdown, "Part", "Which part of the agent to look into", options=list(agent.parts)
+        self.part = control(
+            W.Dropdown, "part", "Which part of the agent to look into", options=list(agent.parts)
         )
         self.part.observe(lambda change: self.show(), "value")
-        self.root = W.VBox([told(f"<p>{agent_line(agent)}</p>"), W.HBox([self.part]), self.shown])
+        self.root = W.VBox([told(f"<p>{agent_line(agent)}</p>"), beside(self.part), self.shown])
 
     def show(self) -> None:
         name = self.part.value
@@ -561,19 +550,21 @@ class EnvironmentPanel:
 
     def __init__(self, environment: Environment, trainer: Callable[[], Trainer | None]):
         self.environment, self.trainer, self.played, self.seed = environment, trainer, W.VBox(), 0
-        self.number = named(W.Text, "Instance", "Number of the instance to play on, from 0", value="0")
-        self.play = named(
-            W.Button,
+        self.number = control(
+            W.Text, "instance", "Number of the instance to play on, from 0", "180px", value="0"
+        )
+        self.play = button(
             "Play an episode with the untrained agents",
             "One game on this instance, with new random choices each time",
+            self.go,
+            width="auto",
         )
-        self.play.on_click(lambda button: self.go())
         specs = told(
             folded(
                 f"specs of the environment of {escape(environment.dataset.description)}", view(environment)
             )
         )
-        self.root = W.VBox([specs, W.HBox([self.number, self.play]), self.played])
+        self.root = W.VBox([specs, beside(self.number, self.play), self.played])
 
     def go(self) -> None:
         try:
@@ -598,14 +589,21 @@ class TrainerPanel:
 
     def __init__(self, trainer: Trainer):
         self.trainer, self.found, self.work = trainer, W.HTML(), None
-        self.seconds = named(
-            W.Text, "Seconds to try", "How long to time iterations; more is more exact", value="5"
+        self.seconds = control(
+            W.Text,
+            "seconds to try",
+            "How long to time iterations; more is more exact",
+            "190px",
+            "110px",
+            value="5",
         )
-        self.estimate = named(
-            W.Button, "Estimate time and memory", "Try a few iterations and a part of the test, on a copy"
+        self.estimate = button(
+            "Estimate time and memory",
+            "Try a few iterations and a part of the test, on a copy",
+            self.go,
+            width="auto",
         )
-        self.estimate.on_click(lambda button: self.go())
-        self.root = W.VBox([told(view(trainer)), W.HBox([self.seconds, self.estimate]), self.found])
+        self.root = W.VBox([told(view(trainer)), beside(self.seconds, self.estimate), self.found])
 
     def go(self) -> None:
         try:
@@ -646,22 +644,21 @@ class Inspector:
         self.sections: dict[str, Fold] = {}
         self.waiting: list[Callable] = []  # What will be shown anew when all is built
         self.thread, self.stopping = threading.Thread(), threading.Event()
-        self.build_button = named(
-            W.Button,
+        self.build_button = button(
             "Build",
             "Build everything that is described, stage by stage, without training",
-            icon="cubes",
+            self.build,
+            "cubes",
+            button_style="primary",
         )
-        self.stop_button = named(
-            W.Button, "Stop", "Stop after the stage that is being built", icon="stop", disabled=True
+        self.stop_button = button(
+            "Stop", "Stop after the stage that is being built", self.stopping.set, "stop", disabled=True
         )
         self.bar = W.IntProgress(
             description="Built", tooltip="Stages that are built", layout=W.Layout(width="240px")
         )
-        self.progress, self.notice, self.shown = W.HTML(), W.HTML(), W.VBox()
-        self.build_button.on_click(lambda button: self.build())
-        self.stop_button.on_click(lambda button: self.stopping.set())
-        controls = W.HBox([self.build_button, self.stop_button, self.bar, self.progress])
+        self.progress, self.notice, self.shown = Notice(), W.HTML(), W.VBox()
+        controls = beside(self.build_button, self.stop_button, self.bar, self.progress)
         self.root = W.VBox([W.HTML(STYLE), controls, self.notice, self.shown])
 
     def _ipython_display_(self):
@@ -673,12 +670,6 @@ class Inspector:
         "Call `show`, and again when all is built, for what can be told only then"
         self.waiting.append(show)
         show()
-
-    def say(self, text: str, wrong: bool = False) -> None:
-        "Say how far it has come"
-        self.progress.value = boxed(
-            f"<span role='status'{' class=nip-wrong' if wrong else ''}>{escape(text)}</span>"
-        )
 
 # %% ../nbs/98f_inspection.ipynb #c067
 @patch
@@ -696,7 +687,7 @@ def build(self: Inspector) -> None:
         hp, self.of = completed(hp, settings), hp
         names = [*stage_names(hp), "trainer"]
     except Exception as error:  # noqa: BLE001 hyper-parameters in the making may be wrong in any way
-        self.say(str(error), wrong=True)
+        self.progress.say(str(error), wrong=True)
         return
     self.bar.max, self.bar.value = len(names), 0
     self.build_button.disabled, self.stop_button.disabled = True, False
@@ -733,19 +724,19 @@ def work(
 def build_each(self: Inspector, stages: Iterator[tuple[str, object]], names: list[str]) -> None:
     "Take one stage after the other, until all are there, one fails, or there is a wish to stop"
     for number, name in enumerate(names):
-        self.say(f"{number + 1} of {len(names)}: {name}")
+        self.progress.say(f"{number + 1} of {len(names)}: {name}")
         try:
             _, built = next(stages)
             self.add(name, partial(panel, built, self))
         except Exception as error:  # noqa: BLE001 whatever a stage may raise belongs on the page
             self.add(name, lambda error=error: [told(problem(error))]).button.value = True
-            self.say(f"Failed at {number + 1} of {len(names)}: {name}", wrong=True)
+            self.progress.say(f"Failed at {number + 1} of {len(names)}: {name}", wrong=True)
             return
         self.bar.value = number + 1
         if self.stopping.is_set() and number + 1 < len(names):
-            self.say(f"Stopped after {number + 1} of {len(names)}: {name}")
+            self.progress.say(f"Stopped after {number + 1} of {len(names)}: {name}")
             return
-    self.say(f"All {len(names)} stages are built")
+    self.progress.say(f"All {len(names)} stages are built")
     for show in self.waiting:
         show()
 

@@ -19,6 +19,7 @@ import ipywidgets as W
 from fastcore.basics import patch
 from tqdm.std import tqdm
 
+from .controls import beside, button, control
 from .pictures import boxed, picture
 from .tracking import Run, from_json_value
 from .trainer import StopRequest
@@ -265,22 +266,25 @@ class JobPanel:
 
     def __init__(self, on_end: Callable[[Job], None] = lambda job: None):
         self.job, self.tail, self.on_end, self.next_drawing = None, None, on_end, 0.0
-        button = lambda text, icon, does, tip: W.Button(description=text, icon=icon, tooltip=tip, disabled=True, layout={"width": "110px"})  # fmt: skip
-        self.pause = button("Pause", "pause", None, "Stop working for a while; nothing is lost")
-        self.stop = button(
-            "Stop", "stop", None, "Save and stop after this iteration; press again to stop at once"
+        pause = lambda: self.job.go_on() if self.job.state == "paused" else self.job.pause()
+        self.pause = button(
+            "Pause", "Stop working for a while; nothing is lost", pause, "pause", disabled=True
         )
-        self.pause.on_click(lambda b: self.job.go_on() if self.job.state == "paused" else self.job.pause())
-        self.stop.on_click(lambda b: self.job.stop())
+        self.stop = button(
+            "Stop",
+            "Save and stop after this iteration; press again to stop at once",
+            lambda: self.job.stop(),
+            "stop",
+            disabled=True,
+        )
         self.told = W.HTML()
-        self.shown = W.SelectMultiple(description="curves", rows=5, style={"description_width": "60px"}, layout={"width": "320px"},
-                                      tooltip="Metrics to draw; hold Ctrl to choose several")  # fmt: skip
+        self.shown = control(
+            W.SelectMultiple, "curves", "Metrics to draw; hold Ctrl to choose several", rows=5
+        )
         self.shown.observe(lambda change: self.draw(), "value")
         self.picture, self.options = W.HTML(), W.VBox([self.shown], layout={"display": "none"})
-        self.root = W.VBox(
-            [self.told, W.HBox([self.pause, self.stop]), self.picture, self.options],
-            layout={"display": "none"},
-        )
+        self.buttons, self.details = beside(self.pause, self.stop), W.VBox([self.picture, self.options])
+        self.root = W.VBox([self.told, self.buttons, self.details], layout={"display": "none"})
 
     @property
     def is_busy(self) -> bool:
@@ -303,6 +307,7 @@ def show(self: JobPanel, job: Job) -> None:
     "Show how far the job is"
     self.told.value = job_html(job)
     self.pause.disabled = self.stop.disabled = job.is_over
+    self.buttons.layout.display = "none" if job.is_over else None
     self.pause.description, self.pause.icon = (
         ("Go on", "play") if job.state == "paused" else ("Pause", "pause")
     )

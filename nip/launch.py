@@ -14,6 +14,7 @@ import ipywidgets as W
 from fastcore.basics import patch
 
 from .checked import Spec, differs
+from .controls import Notice, beside, button
 from .form import Draft, FieldGroup, Fold, members
 from .jobs import Job, JobPanel
 from .parameters import HyperParameters
@@ -74,31 +75,20 @@ class Launch:
     ):
         self.hyper_params, self.store, self.jobs = hyper_params, RunStore(run_store), jobs or JobPanel()
         self.form, self.result = SettingsForm(), None
-        self.button = W.Button(
-            description="Train",
-            icon="play",
+        self.button = button(
+            "Train",
+            "Train in the background; the notebook stays usable",
+            self.train,
+            "play",
             button_style="primary",
-            tooltip="Train in the background; the notebook stays usable",
         )
-        self.button.on_click(lambda button: self.train())
-        self.notice, self.outcome = W.HTML(), W.HTML()
-        self.root = W.VBox(
-            [
-                self.form.root,
-                W.HBox([self.button, self.notice], layout={"align_items": "center"}),
-                self.outcome,
-            ]
-        )
+        self.notice, self.outcome = Notice(), W.HTML()
+        self.root = W.VBox([self.form.root, beside(self.button, self.notice), self.outcome])
 
     @property
     def settings(self) -> dict[str, Any]:
         "How it would be run"
         return self.form.settings | {"run_store": self.store}
-
-    def say(self, text: str, wrong: bool = False) -> None:
-        self.notice.value = boxed(
-            f'<span role="status" class="{"nip-wrong" if wrong else "nip-quiet"}">{escape(text)}</span>'
-        )
 
 # %% ../nbs/98h_launch.ipynb #c009
 def outcome(result: Result) -> str:
@@ -120,7 +110,7 @@ def train(self: Launch) -> Job | None:
         work = lambda job: run_experiment(hyper_params, run_id=name, **settings | job.settings)
         return self.begin(f"training {name}", work, None if settings.get("test_run") else name)
     except Exception as error:  # noqa: BLE001 what is half typed may be wrong in any way
-        self.say(str(error), wrong=True)
+        self.notice.say(str(error), wrong=True)
 
 
 @patch
@@ -140,6 +130,6 @@ def begin(self: Launch, title: str, work: Callable[[Job], Result], name: str | N
         return self.result
 
     self.outcome.value = ""
-    self.say("" if name else "a test run: one smallest step of everything, nothing is saved")
+    self.notice.say("" if name else "a test run: one smallest step of everything, nothing is saved")
     run = Run(self.store.root / name) if name else None
     return self.jobs.start(title, kept, saves=name is not None, run=run)

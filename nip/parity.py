@@ -75,7 +75,7 @@ def draw_blocks(
     from matplotlib.patches import Rectangle
 
     ax, ink = figure_for(figure, 0.6 * len(bits) + 0.4, 1.8).subplots(), plt.rcParams["text.color"]
-    ax.imshow(bits.T.tolist(), cmap="Blues", vmin=-0.3, vmax=1.6)
+    ax.imshow(bits.T.tolist(), cmap="Greys", vmin=-1.2, vmax=4)
     for block, pair in enumerate(bits.tolist()):
         for row, bit in enumerate(pair):
             ax.text(block, row, "?" if bit < 0 else bit, ha="center", va="center", color="black")

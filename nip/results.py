@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -14,6 +15,7 @@ import ipywidgets as W
 from fastcore.basics import patch
 
 from .comparison import Comparison, compare
+from .controls import Notice, beside, button, control
 from .evaluation import PLOT_SIZE, Evaluation, evaluate
 from .form import Fold, from_text
 from .games import RunReplay
@@ -121,28 +123,36 @@ class Results:
         job_ended: Callable[[Job], None] = lambda job: None,
     ):
         self.launch, self.load, self.store, self.jobs = launch, load, launch.store, launch.jobs
-        self.query = W.Text(description="find", placeholder="words, or a condition such as rl.lr>=0.001", continuous_update=False, style={"description_width": "60px"},
-                            layout={"width": "400px"}, tooltip="Runs that have all these words in name, status, tags, group or notes, or fulfil conditions")  # fmt: skip
-        self.runs = W.SelectMultiple(description="runs", rows=8, style={"description_width": "60px"}, layout={"width": "95%"},
-                                     tooltip="Runs, the newest first; hold Ctrl to choose several")  # fmt: skip
-        self.buttons = {name: self.button(name, *spec) for name, spec in ACTIONS.items()}
+        help = "Runs that have all these words in name, status, tags, group or notes, or fulfil conditions"
+        self.query = control(
+            W.Text,
+            "find",
+            help,
+            "400px",
+            placeholder="words, or a condition such as rl.lr>=0.001",
+            continuous_update=False,
+        )
+        self.runs = control(
+            W.SelectMultiple, "runs", "Runs, the newest first; hold Ctrl to choose several", "95%", rows=8
+        )
+        self.buttons = {
+            name: button(name, help, partial(self.do, name), icon)
+            for name, (icon, help, _, _) in ACTIONS.items()
+        }
         self.options = {name: self.option(name, *spec) for name, spec in OPTIONS.items()}
         self.more = Fold("options of evaluation and reproduction", self.options.values, "Show the options")
-        self.shown, self.notice = W.VBox(), W.HTML()
+        self.shown, self.notice = W.VBox(), Notice()
         self.query.observe(lambda change: self.refresh(), "value")
         self.runs.observe(lambda change: self.enable(), "value")
-        rows = W.HBox(list(self.buttons.values()), layout={"flex_flow": "row wrap"})
-        self.root = W.VBox([self.query, self.runs, rows, self.more.root, self.notice, self.shown])
+        self.root = W.VBox(
+            [self.query, self.runs, beside(*self.buttons.values()), self.more.root, self.notice, self.shown]
+        )
         self.refresh()
 
-    def button(self, name: str, icon: str, tooltip: str, *rest) -> W.Button:
-        button = W.Button(description=name, icon=icon, tooltip=tooltip, layout={"width": "130px"})
-        button.on_click(lambda b: self.do(name))
-        return button
-
     def option(self, name: str, doc: str, hint, value) -> W.Text:
-        return W.Text(description=name, value="" if value is None else str(value), tooltip=doc, placeholder=doc,
-                      style={"description_width": "140px"}, layout={"width": "400px"})  # fmt: skip
+        return control(
+            W.Text, name, doc, "400px", "140px", value="" if value is None else str(value), placeholder=doc
+        )
 
 # %% ../nbs/98i_results.ipynb #c012
 ACTIONS = {  # Icon, what it does, how many runs it takes at least and at most
@@ -174,9 +184,9 @@ def refresh(self: Results) -> None:
     was = self.runs.value
     try:
         rows = find(self.store, self.query.value)
-        self.say("" if rows else "No runs fit." if self.query.value else "There are no runs yet.")
+        self.notice.say("" if rows else "No runs fit." if self.query.value else "There are no runs yet.")
     except Exception as error:  # noqa: BLE001 whatever is typed, or lies in a folder
-        self.say(str(error), wrong=True)
+        self.notice.say(str(error), wrong=True)
         return
     self.runs.options = [(line(row), row["run"]) for row in rows]
     there = {row["run"] for row in rows}
@@ -191,26 +201,17 @@ def enable(self: Results) -> None:
     for name, (_, _, least, most) in ACTIONS.items():
         self.buttons[name].disabled = not (least <= n and (most is None or n <= most))
 
-
-@patch
-def say(self: Results, text: str, wrong: bool = False) -> None:
-    self.notice.value = (
-        boxed(f'<span role="status" class="{"nip-wrong" if wrong else "nip-quiet"}">{escape(text)}</span>')
-        if text
-        else ""
-    )
-
 # %% ../nbs/98i_results.ipynb #c013
 @patch
 def do(self: Results, name: str) -> None:
     "What a button is for, with the chosen runs"
-    self.say("")
+    self.notice.say("")
     runs = [self.store.open(run) for run in self.runs.value]
     try:
         action = getattr(self, f"do_{name.lower().replace(' ', '_')}")
         action(*(runs if ACTIONS[name][3] == 1 else [runs]))
     except Exception as error:  # noqa: BLE001 a broken run is no reason to break the list
-        self.say(f"{name}: {error}", wrong=True)
+        self.notice.say(f"{name}: {error}", wrong=True)
 
 
 @patch
@@ -254,28 +255,31 @@ def do_curves(self: Results, runs: list[Run]) -> None:
     rows = {run.id: Tail(run).read() for run in runs}
     names = list(dict.fromkeys(name for r in rows.values() for name in panels(r)))
     usual = [n for n in ("mean_accuracy", "mean_episode_reward") if n in names]
-    chosen = W.SelectMultiple(
+    chosen = control(
+        W.SelectMultiple,
+        "curves",
+        "Metrics to draw; hold Ctrl to choose several",
+        rows=5,
         options=names,
         value=usual,
-        description="curves",
-        rows=5,
-        tooltip="Metrics to draw; hold Ctrl to choose several",
     )
-    window = W.Dropdown(
+    window = control(
+        W.Dropdown,
+        "mean over",
+        "Iterations over which a curve is averaged",
+        "180px",
         options=[1, 5, 20, 100],
         value=5,
-        description="mean over",
-        tooltip="Iterations over which a curve is averaged",
     )
     picture = W.HTML()
 
     def draw(change=None):
         picture.value = curves(rows, chosen.value, window.value)
 
-    for control in (chosen, window):
-        control.observe(draw, "value")
+    for each in (chosen, window):
+        each.observe(draw, "value")
     draw()
-    self.shown.children = [picture, W.HBox([chosen, window], layout={"flex_flow": "row wrap"})]
+    self.shown.children = [picture, beside(chosen, window)]
 
 
 @patch
@@ -313,4 +317,4 @@ def do_go_on(self: Results, run: Run) -> Job:
 @patch
 def do_load(self: Results, run: Run) -> None:
     self.load(HyperParameters.from_dict(run.hyper_params))
-    self.say(f"The hyper-parameters of {run.id} are in the form.")
+    self.notice.say(f"The hyper-parameters of {run.id} are in the form.")

@@ -155,6 +155,7 @@ def relative_links():
             r'^\s*"output-file: [^"]*",?\n', "", text, flags=re.M
         )  # which the page's name says by now
         text = text.replace("](nbs/", f"]({up}")  # as the README has it
+        text = re.sub(r"\]\(\.\./((\.\./)*images/)", r"](\1", text)  # pages are one folder up from notebooks
         path.write_text(re.sub(rf"{site}(?=[\w/.#-]+\.html)", up, text), encoding="utf-8")
 
 

@@ -1,0 +1,343 @@
+"""The builder in a real browser: JupyterLab and the app, light and dark, by mouse and by keyboard.
+
+Screenshots are left in `build/screenshots`; `NIP_SCREENSHOTS=images` renews those of the documentation.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCREENSHOTS = Path(os.environ.get("NIP_SCREENSHOTS") or ROOT / "build" / "screenshots")
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync")  # fmt: skip
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PATIENCE = 30_000  # Milliseconds; a busy machine is slow
+QUICK = {"rl.num_iterations": 12, "rl.rollouts_per_iteration": 64}
+CELL = f"""\
+from nip.builder import Builder
+from nip.run import preset
+
+builder = Builder(preset("parity_quick", **{QUICK}))
+builder"""
+
+pytestmark = [pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome"), pytest.mark.timeout(400)]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    with playwright.sync_playwright() as p:
+        started = p.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        yield started
+        started.close()
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Server:
+    "A server of pages, in a folder of its own"
+
+    def __init__(self, folder: Path, command: list[str], port: int):
+        self.folder, self.log = folder, folder / "server.log"
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "NIP_RUNS": str(folder / "runs"), "JUPYTER_CONFIG_DIR": str(folder / "config"),
+                                    "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings")}  # fmt: skip
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen([sys.executable, *command], cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)  # fmt: skip
+        for _ in range(600):
+            try:
+                return socket.create_connection(("127.0.0.1", port)).close()
+            except OSError:
+                assert self.process.poll() is None, self.log.read_text()
+                time.sleep(0.2)
+        raise TimeoutError(self.log.read_text())
+
+    def stop(self) -> None:
+        os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    "JupyterLab: a function from a theme to the address of a notebook with the builder"
+    folder, port = tmp_path_factory.mktemp("lab"), free_port()
+    cell = {"cell_type": "code", "id": "builder", "metadata": {}, "source": CELL, "outputs": [], "execution_count": None}
+    kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    notebook = {"cells": [cell], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    server = Server(folder, ["-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
+                             "--IdentityProvider.token=t0k", f"--ServerApp.root_dir={folder}"], port)  # fmt: skip
+
+    def address(theme: str) -> str:
+        for plugin, values in {"themes": {"theme": f"JupyterLab {theme}"}, "notification": {"fetchNews": "false", "checkForUpdates": False}}.items():  # fmt: skip
+            file = folder / "settings" / "@jupyterlab" / "apputils-extension" / f"{plugin}.jupyterlab-settings"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(values))
+        (folder / f"{theme}.ipynb").write_text(json.dumps(notebook))
+        return f"http://127.0.0.1:{port}/doc/tree/{theme}.ipynb?token=t0k&reset"
+
+    yield address
+    server.stop()
+
+
+@contextmanager
+def a_page(browser, width: int):
+    "A page; where something goes wrong, a screenshot tells what was there"
+    page = browser.new_page(viewport={"width": width, "height": 1500})
+    page.set_default_timeout(PATIENCE)
+    try:
+        yield page
+    except BaseException:
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=SCREENSHOTS / "failed.png")
+        raise
+    finally:
+        page.close()
+
+
+@contextmanager
+def in_lab(browser, lab, theme: str = "Light"):
+    "A page with the builder, in JupyterLab"
+    with a_page(browser, 1150) as page:
+        begin(page, lab, theme)
+        yield page
+
+
+def begin(page, lab, theme: str) -> None:
+    "Open the notebook, and run its cell"
+    page.goto(lab(theme))
+    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
+    for _ in range(10):  # a kernel that has just started may miss the key
+        page.locator(".jp-CodeCell .cm-content").first.click()
+        page.keyboard.press("Control+Enter")
+        with suppress(page_timeout()):
+            page.wait_for_function("/[*\\d]/.test(document.querySelector('.jp-InputPrompt').textContent)", timeout=3000)
+            break
+    button(page, "Assemble").wait_for()
+
+
+def page_timeout() -> type[Exception]:
+    from playwright.sync_api import TimeoutError
+
+    return TimeoutError
+
+
+def button(page, name: str):
+    "The first visible button of the builder whose text begins so"
+    begins = re.compile(rf"^\W*{re.escape(name)}")
+    return page.locator("button.jupyter-button").filter(has_text=begins).locator("visible=true").first
+
+
+def keep(page, name: str) -> None:
+    "A screenshot of the builder"
+    size = page.viewport_size
+    page.set_viewport_size(size | {"height": 2600})
+    page.wait_for_timeout(500)
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.locator(".widget-vbox").locator("visible=true").first.screenshot(path=SCREENSHOTS / f"builder-{name}.png")
+    page.set_viewport_size(size)
+
+
+CUT_OFF = """() => {
+  const seen = e => e.offsetParent !== null && e.getClientRects().length;
+  const cut = e => e.scrollWidth > e.clientWidth + 2 || e.scrollHeight > e.clientHeight + 4;
+  const area = document.querySelector('.jp-OutputArea-output .widget-vbox') || document.querySelector('.widget-vbox');
+  const right = area.getBoundingClientRect().right + 2;
+  const labels = [...area.querySelectorAll('.widget-label, button')].filter(e => seen(e) && e.textContent.trim() && cut(e));
+  const out = [...area.querySelectorAll('button, input, select, textarea')].filter(e => seen(e) && e.getBoundingClientRect().right > right);
+  return [...labels, ...out].map(e => e.outerHTML.slice(0, 120));
+}"""
+NAMELESS = """() => {
+  const seen = e => e.offsetParent !== null && e.getClientRects().length && e.type !== 'file';
+  const name = e => e.getAttribute('aria-label') || [...(e.labels || [])].map(l => l.textContent).join('') || e.textContent || e.title;
+  const area = document.querySelector('.jp-OutputArea-output .widget-vbox') || document.querySelector('.widget-vbox');
+  const controls = [...area.querySelectorAll('button, input, select, textarea')].filter(seen);
+  const help = e => e.title || [...(e.labels || [])].map(l => l.title || (l.querySelector('[title]') || {title: ''}).title).join('') || e.closest('[title]') || (e.parentElement && e.parentElement.closest('[title]'));
+  return {count: controls.length, nameless: controls.filter(e => !name(e).trim()).map(e => e.outerHTML.slice(0, 160)),
+          helpless: controls.filter(e => !help(e)).map(e => e.outerHTML.slice(0, 160))};
+}"""
+FAINT = """() => {
+  const parse = c => { const m = c.match(/[\\d.]+/g) || [0, 0, 0, 0]; return [+m[0], +m[1], +m[2], m[3] === undefined ? 1 : +m[3]]; };
+  const light = c => { const f = v => { v /= 255; return v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; }; return .2126 * f(c[0]) + .7152 * f(c[1]) + .0722 * f(c[2]); };
+  const ground = e => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor); if (c[3] > .5) return c; } return [255, 255, 255, 1]; };
+  const area = document.querySelector('.jp-OutputArea-output .widget-vbox') || document.querySelector('.widget-vbox');
+  const texts = [...area.querySelectorAll('*')].filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) && e.getClientRects().length && !e.closest('svg, [aria-hidden]') && !e.closest('[disabled]') && e.tagName !== 'STYLE');
+  const contrast = e => { const a = light(parse(getComputedStyle(e).color)), b = light(ground(e)); return (Math.max(a, b) + .05) / (Math.min(a, b) + .05); };
+  return {count: texts.length, faint: texts.filter(e => contrast(e) < 3).map(e => [e.outerHTML.slice(0, 120), contrast(e).toFixed(1)])};
+}"""
+
+
+def check_looks(page) -> None:
+    "Nothing is cut off, everything has a name and help, text can be told from its ground"
+    assert page.evaluate(CUT_OFF) == []
+    named = page.evaluate(NAMELESS)
+    assert named["count"] > 4 and named["nameless"] == []
+    assert named["helpless"] == []
+    told = page.evaluate(FAINT)
+    assert told["count"] > 4 and told["faint"] == []
+
+
+def open_fold(page, title: str) -> None:
+    button(page, f"▸ {title}").click()
+    button(page, f"▾ {title}").wait_for()
+
+
+@pytest.mark.parametrize("theme", ["Light", "Dark"])
+def test_from_a_form_to_a_curve(browser, lab, theme):
+    with in_lab(browser, lab, theme) as page:
+        assemble(page, tag := "" if theme == "Light" else "-dark")
+        inspect(page, tag)
+        launch(page, tag)
+        look_at_runs(page, tag)
+        play(page, tag)
+
+
+def assemble(page, tag: str) -> None:
+    "Type something wrong, then something right"
+    open_fold(page, "rl")
+    check_looks(page)
+    lr = page.get_by_label("lr", exact=True)
+    lr.fill("fast")
+    page.get_by_text("rl.lr: must be a number, got 'fast'").first.wait_for()
+    keep(page, f"error{tag}")
+    lr.fill("0.004")
+    page.get_by_text("✓ valid").wait_for()
+    page.wait_for_function("[...document.querySelectorAll('textarea')].some(t => t.value.includes('\"lr\": 0.004'))")
+    button(page, "▾ rl").click()
+    keep(page, f"assemble{tag}")
+
+
+def inspect(page, tag: str) -> None:
+    "Build, and look inside"
+    button(page, "Inspect").click()
+    button(page, "Build").click()
+    page.get_by_text("stages are built").wait_for()
+    open_fold(page, "1. protocol")
+    open_fold(page, "2. training data")
+    check_looks(page)
+    keep(page, f"inspect{tag}")
+    for title in ("1. protocol", "2. training data"):
+        button(page, f"▾ {title}").click()
+    page.get_by_role("button", name="agent verifier").click()
+    page.get_by_text("instance_repr").first.wait_for()
+    page.get_by_role("button", name="environments").click()
+    button(page, "Play an episode").click()
+    page.get_by_text("Rewards:").first.wait_for()
+    page.get_by_role("button", name="trainer").click()
+    button(page, "Estimate time and memory").click()
+    page.get_by_text("moments of the optimiser").wait_for()
+    check_looks(page)
+    keep(page, f"inspect-agent{tag}")
+
+
+def launch(page, tag: str) -> None:
+    "Train, and see the curve"
+    button(page, "Launch").click()
+    page.get_by_label("run_id").fill(f"in-the-browser{tag}")
+    button(page, "Train").click()
+    page.get_by_text(f"training in-the-browser{tag} · done").wait_for()
+    page.locator("svg").locator("visible=true").first.wait_for()
+    page.get_by_text("test_mean_accuracy").first.wait_for()
+    check_looks(page)
+    keep(page, f"launch{tag}")
+
+
+def look_at_runs(page, tag: str) -> None:
+    "Replay and evaluate"
+    button(page, "Runs").click()
+    page.locator("option", has_text=f"in-the-browser{tag} ").first.click()
+    button(page, "Episodes").click()
+    page.get_by_text("Rewards:").locator("visible=true").first.wait_for()
+    check_looks(page)
+    keep(page, f"runs{tag}")
+    open_fold(page, "options of evaluation")
+    page.get_by_label("attack_iterations").fill("2")
+    button(page, "Evaluate").click()
+    page.get_by_text("soundness, under attack").first.wait_for()
+    keep(page, f"evaluation{tag}")
+
+
+def play(page, tag: str) -> None:
+    "Take the verifier's seat"
+    button(page, "Play").click()
+    button(page, "Start").click()
+    button(page, "Send").wait_for()
+    check_looks(page)
+    keep(page, f"play{tag}")
+    button(page, "accept").click()
+    button(page, "Send").click()
+    page.get_by_text("Your reward:").wait_for()
+
+
+def test_by_keyboard_alone(browser, lab):
+    with in_lab(browser, lab) as page:
+        by_keyboard(page)
+
+
+def by_keyboard(page) -> None:
+    focused = lambda: page.evaluate("document.activeElement.textContent || document.activeElement.type")
+    button(page, "Assemble").focus()
+    for name in ("Inspect", "Launch"):
+        page.keyboard.press("Tab")
+        assert focused() == name
+    page.keyboard.press("Space")
+    page.get_by_label("run_id").wait_for()
+    for _ in range(3):  # Runs, Play, and the first field
+        page.keyboard.press("Tab")
+    page.keyboard.type("typed")
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if focused().strip() == "Train":
+            break
+    page.keyboard.press("Enter")
+    page.get_by_text("training typed · done").wait_for()
+    button(page, "Assemble").focus()
+    page.keyboard.press("Space")
+    page.get_by_label("scenario").wait_for()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if "agents: who plays" in focused():
+            break
+    page.keyboard.press("Space")
+    button(page, "▾ agents").wait_for()
+    page.get_by_text("all that are not named").wait_for()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_app(browser, tmp_path, theme):
+    port = free_port()
+    command = ["-c", "from nip.cli import main; main()", "app", "parity_quick", f"--port={port}", "--no-browser", f"--theme={theme}"]
+    server = Server(tmp_path, command, port)
+    try:
+        with a_page(browser, 1050) as page:
+            page.goto(f"http://127.0.0.1:{port}/")
+            button(page, "Assemble").wait_for()
+            check_looks(page)
+            open_fold(page, "rl")
+            page.get_by_label("num_iterations", exact=True).fill("12")
+            button(page, "Launch").click()
+            button(page, "Train").click()
+            page.get_by_text("test_mean_accuracy").first.wait_for()
+            page.locator("svg").locator("visible=true").first.wait_for()
+            check_looks(page)
+            keep(page, f"app-{theme}")
+        (run,) = (tmp_path / "runs").glob("parity-*")
+        assert json.loads((run / "result.json").read_text())["status"] == "finished"
+    finally:
+        server.stop()
