@@ -636,8 +636,8 @@ def choice(self: Play, space: MessageSpace, channel: str, position: int) -> W.Dr
 def send(self: Play) -> None:
     "The person's turn"
     said: dict[tuple[str, str], list[int]] = {}
-    for (name, channel, _), control in self.places.items():
-        said.setdefault((name, channel), []).append(control.value)
+    for (name, channel, _), place in self.places.items():
+        said.setdefault((name, channel), []).append(place.value)
     try:
         self.sitting.move(said, self.decision.value if self.sitting.decides else None)
     except ValueError as error:

@@ -31,7 +31,10 @@ from nip.run import preset
 builder = Builder(preset("parity_quick", **{QUICK}))
 builder"""
 
-pytestmark = [pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome"), pytest.mark.timeout(400)]
+pytestmark = [
+    pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome"),
+    pytest.mark.timeout(400),
+]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +81,14 @@ class Server:
 def lab(tmp_path_factory):
     "JupyterLab: a function from a theme to the address of a notebook with the builder"
     folder, port = tmp_path_factory.mktemp("lab"), free_port()
-    cell = {"cell_type": "code", "id": "builder", "metadata": {}, "source": CELL, "outputs": [], "execution_count": None}
+    cell = {
+        "cell_type": "code",
+        "id": "builder",
+        "metadata": {},
+        "source": CELL,
+        "outputs": [],
+        "execution_count": None,
+    }
     kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
     notebook = {"cells": [cell], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
     server = Server(folder, ["-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
@@ -86,7 +96,9 @@ def lab(tmp_path_factory):
 
     def address(theme: str) -> str:
         for plugin, values in {"themes": {"theme": f"JupyterLab {theme}"}, "notification": {"fetchNews": "false", "checkForUpdates": False}}.items():  # fmt: skip
-            file = folder / "settings" / "@jupyterlab" / "apputils-extension" / f"{plugin}.jupyterlab-settings"
+            file = (
+                folder / "settings" / "@jupyterlab" / "apputils-extension" / f"{plugin}.jupyterlab-settings"
+            )
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(values))
         (folder / f"{theme}.ipynb").write_text(json.dumps(notebook))
@@ -127,7 +139,9 @@ def begin(page, lab, theme: str) -> None:
         page.locator(".jp-CodeCell .cm-content").first.click()
         page.keyboard.press("Control+Enter")
         with suppress(page_timeout()):
-            page.wait_for_function("/[*\\d]/.test(document.querySelector('.jp-InputPrompt').textContent)", timeout=3000)
+            page.wait_for_function(
+                "/[*\\d]/.test(document.querySelector('.jp-InputPrompt').textContent)", timeout=3000
+            )
             break
     button(page, "Assemble").wait_for()
 
@@ -150,7 +164,9 @@ def keep(page, name: str) -> None:
     page.set_viewport_size(size | {"height": 2600})
     page.wait_for_timeout(500)
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    page.locator(".widget-vbox").locator("visible=true").first.screenshot(path=SCREENSHOTS / f"builder-{name}.png")
+    page.locator(".widget-vbox").locator("visible=true").first.screenshot(
+        path=SCREENSHOTS / f"builder-{name}.png"
+    )
     page.set_viewport_size(size)
 
 
@@ -218,7 +234,9 @@ def assemble(page, tag: str) -> None:
     keep(page, f"error{tag}")
     lr.fill("0.004")
     page.get_by_text("✓ valid").wait_for()
-    page.wait_for_function("[...document.querySelectorAll('textarea')].some(t => t.value.includes('\"lr\": 0.004'))")
+    page.wait_for_function(
+        "[...document.querySelectorAll('textarea')].some(t => t.value.includes('\"lr\": 0.004'))"
+    )
     button(page, "▾ rl").click()
     keep(page, f"assemble{tag}")
 
@@ -322,7 +340,15 @@ def by_keyboard(page) -> None:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_app(browser, tmp_path, theme):
     port = free_port()
-    command = ["-c", "from nip.cli import main; main()", "app", "parity_quick", f"--port={port}", "--no-browser", f"--theme={theme}"]
+    command = [
+        "-c",
+        "from nip.cli import main; main()",
+        "app",
+        "parity_quick",
+        f"--port={port}",
+        "--no-browser",
+        f"--theme={theme}",
+    ]
     server = Server(tmp_path, command, port)
     try:
         with a_page(browser, 1050) as page:

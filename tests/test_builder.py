@@ -13,7 +13,22 @@ from nip.parameters import protocol_handlers, scenarios, trainers
 from nip.run import preset
 from nip.writing import classes, command_line, python_call, short_yaml
 
-WORDS = ["", "a", "two words", "None", "1e3", "[x]", "'", '"quoted"', "Größe", "a, b", "#", "x=y", "${x}", "-"]
+WORDS = [
+    "",
+    "a",
+    "two words",
+    "None",
+    "1e3",
+    "[x]",
+    "'",
+    '"quoted"',
+    "Größe",
+    "a, b",
+    "#",
+    "x=y",
+    "${x}",
+    "-",
+]
 
 
 def some_value(rng: random.Random, spec):
@@ -51,7 +66,11 @@ def some_form(seed: int, num_changes: int = 40) -> tuple[Form, list[str]]:
     "A form after random changes, and the addresses of those that were valid"
     rng = random.Random(seed)
     form, kept = Form(preset(rng.choice(["parity_quick", "graph_isomorphism_quick"]))), []
-    for registry, path in ((scenarios, "scenario"), (trainers, "trainer"), (protocol_handlers, "interaction_protocol")):
+    for registry, path in (
+        (scenarios, "scenario"),
+        (trainers, "trainer"),
+        (protocol_handlers, "interaction_protocol"),
+    ):
         typed(form, path, rng.choice(registry.names()))
         form.load(form.draft.accepted)
     form.section("agents").button.value = True

@@ -80,7 +80,9 @@ def test_a_seat_plays_what_is_said():
             channels = list(sitting.speaks)
             last = len(sitting.frames) + 2 >= trainer.protocol.max_message_rounds
             sitting.move(said, (seed % 2 if last else 2) if sitting.decides else None)
-            mine = [named for r, who, c, _, named in sitting.game.said(99) if who == "verifier" and c in channels]
+            mine = [
+                named for r, who, c, _, named in sitting.game.said(99) if who == "verifier" and c in channels
+            ]
             assert mine and all(named == [3] for named in mine)
         assert sitting.game.verdict == seed % 2
 
@@ -114,7 +116,10 @@ def test_more_than_one_thing_at_a_time():
 
 
 def test_graphs(tmp_path):
-    hp = preset("graph_isomorphism_quick", **{"rl.num_iterations": 1, "rl.rollouts_per_iteration": 8, "dataset": "test"})
+    hp = preset(
+        "graph_isomorphism_quick",
+        **{"rl.num_iterations": 1, "rl.rollouts_per_iteration": 8, "dataset": "test"},
+    )
     run = run_experiment(hp, run_store=tmp_path, run_id="graphs").run
     play = Play(tmp_path)
     for seat in build_protocol_handler(hp).agent_names:
@@ -122,7 +127,9 @@ def test_graphs(tmp_path):
         play.start.click()
         assert play.notice.value == "" and "<svg" in play.picture.value
         while not play.sitting.over:
-            assert all(text.startswith("graph ") for control in play.places.values() for text, _ in control.options)
+            assert all(
+                text.startswith("graph ") for control in play.places.values() for text, _ in control.options
+            )
             play.controls.children[-1].click()
             assert play.notice.value == ""
     kept = [json.loads(f.read_text())[0] for f in sorted((run.dir / "rollouts").glob("played-*.json"))]
