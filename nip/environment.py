@@ -9,11 +9,11 @@ import torch
 from fastcore.basics import patch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
+from torchrl.data import Binary, Bounded, Categorical, Composite, NonTensor, Unbounded
 from torchrl.envs import EnvBase
 
 from .data import DataCycler, Dataset
-from .messages import MessageSpace
+from .messages import MessageSpace, TextSpace, objects
 from .protocol import NO_DECISION, ProtocolHandler
 from .settings import generator
 
@@ -24,20 +24,19 @@ __all__ = ['MAX_EPISODE_SEED', 'Environment', 'stances']
 MAX_EPISODE_SEED = 2**16
 
 
-def _spec_of(value: Tensor, batch: torch.Size):
-    "An unbounded spec for instances like `value [N ...]`, or one of truth values"
+def _spec_of(value, batch: torch.Size):
+    "A spec for data like `value [N ...]`: any number, truth values, or any objects"
+    if not isinstance(value, Tensor):
+        return NonTensor(shape=batch, example_data=value[0])
     shape = torch.Size([*batch, *value.shape[1:]])
-    return (
-        Binary(shape=shape, dtype=torch.bool)
-        if value.dtype == torch.bool
-        else Unbounded(shape=shape, dtype=value.dtype)
-    )
+    kind = Binary if value.dtype == torch.bool else Unbounded
+    return kind(shape=shape, dtype=value.dtype)
 
 
 class Environment(EnvBase):
     "A batch of games of one protocol on the instances of one data set"
 
-    def __init__(self, protocol: ProtocolHandler, dataset: Dataset, spaces: list[MessageSpace], num_envs: int, seed: int = 0,
+    def __init__(self, protocol: ProtocolHandler, dataset: Dataset, spaces: list[MessageSpace | TextSpace], num_envs: int, seed: int = 0,
                  message_size: int = 1, device="cpu"):  # fmt: skip
         super().__init__(device=torch.device(device), batch_size=[num_envs])
         self.protocol, self.dataset, self.spaces, self.message_size = protocol, dataset, spaces, message_size
@@ -46,9 +45,12 @@ class Environment(EnvBase):
         self._make_specs()
         self._set_seed(seed)
 
-    def message_shape(self, space: MessageSpace) -> tuple[int, ...]:
-        "channel position *space"
-        return (self.protocol.num_message_channels, self.message_size, *space.shape)
+    def blank(self, space: MessageSpace | TextSpace, num_games: int) -> dict:
+        "What states keep of messages before anybody has spoken"
+        p = self.protocol
+        return space.blank(
+            num_games, p.max_message_rounds, p.num_message_channels, self.message_size, self.device
+        )
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs) -> TensorDictBase:
         return self.deal(tensordict)
@@ -76,11 +78,7 @@ def _make_specs(self: Environment) -> None:
     p, batch, n = self.protocol, self.batch_size, self.protocol.num_agents
     count = lambda high: Bounded(low=0, high=high, shape=batch, dtype=torch.int64)
     td = self.dataset.td
-    said = {s.latest_key: Unbounded(shape=[*batch, *self.message_shape(s)]) for s in self.spaces}
-    said |= {
-        s.history_key: Unbounded(shape=[*batch, p.max_message_rounds, *self.message_shape(s)])
-        for s in self.spaces
-    }
+    said = {k: _spec_of(v, batch) for s in self.spaces for k, v in self.blank(s, 1).items()}
     agents = Composite(active=Binary(shape=[*batch, n, p.num_message_channels], dtype=torch.bool),
                        done=Binary(shape=[*batch, n], dtype=torch.bool), shape=batch)  # fmt: skip
     self.observation_spec = Composite(
@@ -89,7 +87,9 @@ def _make_specs(self: Environment) -> None:
         y=Bounded(low=0, high=1, shape=[*batch, 1], dtype=torch.int64), id=Unbounded(shape=batch, dtype=torch.int64),
         **{k: _spec_of(td.get(k), batch) for k in self.instance_keys}, shape=batch)  # fmt: skip
     positions = (*batch, n, p.num_message_channels, self.message_size)
-    actions = {s.name: Categorical(s.size, shape=positions) for s in self.spaces}
+    silence = NonTensor(shape=batch, example_data=())
+    named = lambda s: silence if isinstance(s, TextSpace) else Categorical(s.size, shape=positions)
+    actions = {s.name: named(s) for s in self.spaces}
     actions["decision"] = Categorical(3, shape=[*batch, n])
     self.action_spec = Composite(agents=Composite(**actions, shape=batch), shape=batch)
     self.reward_spec = Composite(
@@ -120,9 +120,7 @@ def start(self: Environment, indices: Tensor, seeds: Tensor) -> TensorDict:
     zeros = torch.zeros(batch, dtype=torch.int64, device=device)
     td = TensorDict({k: td.get(k) for k in (*self.instance_keys, "y", "id")}, batch, device=device)
     for space in self.spaces:
-        shape = self.message_shape(space)
-        td[space.history_key] = torch.zeros(*batch, self.protocol.max_message_rounds, *shape, device=device)
-        td[space.latest_key] = torch.zeros(*batch, *shape, device=device)
+        td.update(self.blank(space, *batch))
     td["agents", "done"] = torch.zeros(*batch, self.protocol.num_agents, dtype=torch.bool, device=device)
     td.update({"round": zeros, "seed": seeds.to(device), "verdict": zeros + NO_DECISION, "stance": self.stance_of(td),
                "done": zeros.bool().unsqueeze(-1), "terminated": zeros.bool().unsqueeze(-1)})  # fmt: skip
@@ -152,19 +150,6 @@ def deal(self: Environment, tensordict: TensorDictBase | None) -> TensorDictBase
 
 # %% ../nbs/70_environment.ipynb #c012
 @patch
-def write_down(self: Environment, td: TensorDictBase, space: MessageSpace) -> dict[str, Tensor]:
-    "History and latest messages after what is said in `td`"
-    spoken = td["agents", "active"]  # [B agent channel]
-    beside = lambda mask, x: mask.view(*mask.shape, *[1] * (x.ndim - mask.ndim))
-    said = space.one_hot(td["agents", space.name])  # [B agent channel position *space]
-    said = (said * beside(spoken, said)).sum(1)
-    rows, history = torch.arange(len(said), device=said.device), td[space.history_key].clone()
-    history[rows, td["round"].clamp(max=self.protocol.max_message_rounds - 1)] = said
-    latest = torch.where(beside(spoken.any(1), said), said, td[space.latest_key])
-    return {space.history_key: history, space.latest_key: latest}
-
-
-@patch
 def play(self: Environment, td: TensorDictBase) -> TensorDict:
     "One round of all games: the state after it, with rewards"
     shared_done, done, terminated, reward = self.protocol.step_interaction_protocol(td)
@@ -176,6 +161,6 @@ def play(self: Environment, td: TensorDictBase) -> TensorDict:
     after.update({"round": td["round"] + 1, "verdict": torch.where(decides, guess, td["verdict"]),
                   "done": over, "terminated": over.clone()})  # fmt: skip
     for space in self.spaces:
-        after.update(self.write_down(td, space))
+        after.update(space.written_down(td))
     after["agents", "done"], after["agents", "reward"] = done, reward
     return self._announce(after)

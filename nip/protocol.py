@@ -17,11 +17,26 @@ from .parameters import ParameterError, Parameters, param, protocol_handlers, re
 from .registry import Registry
 
 # %% auto #0
-__all__ = ['REJECT', 'ACCEPT', 'NO_DECISION', 'protocol_wrappers', 'CHANNEL_COLOURS', 'CommonProtocolParameters',
-           'ProtocolHandler', 'SingleVerifierProtocolHandler', 'DeterministicSingleVerifierProtocolHandler',
-           'register_protocol_handler', 'build_protocol_handler', 'legend_columns']
+__all__ = ['verdict_scales', 'REJECT', 'ACCEPT', 'NO_DECISION', 'protocol_wrappers', 'CHANNEL_COLOURS',
+           'CommonProtocolParameters', 'ProtocolHandler', 'SingleVerifierProtocolHandler',
+           'DeterministicSingleVerifierProtocolHandler', 'register_protocol_handler', 'build_protocol_handler',
+           'legend_columns']
 
 # %% ../nbs/20_protocol.ipynb #c005
+verdict_scales = Registry("verdict scale")
+verdict_scales.register("accept_reject", {"reject": 0.0, "accept": 1.0})
+for _points in (4, 5, 6, 7):
+    _degrees = ("strongly ", "", "slightly ")[: _points // 2] if _points > 5 else ("strongly ", "")
+    _words = (
+        [f"{d}reject" for d in _degrees]
+        + ["neutral"] * (_points % 2)
+        + [f"{d}accept" for d in reversed(_degrees)]
+    )
+    verdict_scales.register(f"likert{_points}", {word: i / (_points - 1) for i, word in enumerate(_words)})
+for _top in (10, 100):
+    verdict_scales.register(f"out_of_{_top}", {str(i): i / _top for i in range(_top + 1)})
+
+# %% ../nbs/20_protocol.ipynb #c008
 @register_parameters("protocol_common")
 @dataclass
 class CommonProtocolParameters(Parameters):
@@ -42,9 +57,16 @@ class CommonProtocolParameters(Parameters):
     force_guess: str | None = param(
         None, choices=(None, "zero", "one", "y")
     )  # Decide in place of the verifier
+    verdict_scale: str = param(
+        "accept_reject", choices=verdict_scales
+    )  # In what words a verifier of text decides
+    verifier_neutral_reward: float | None = (
+        None  # Paid to the verifier for a verdict in the middle of the scale; None: as the scale has it
+    )
+    invalid_reply_penalty: float = 0.0  # Paid to an agent of text for a turn in which no reply could be read
     zero_knowledge: bool = False  # Wrap the protocol with a simulator and an adversarial verifier
 
-# %% ../nbs/20_protocol.ipynb #c007
+# %% ../nbs/20_protocol.ipynb #c010
 REJECT, ACCEPT, NO_DECISION = 0, 1, 2  # Values of a decision; a label y is one of the first two
 
 
@@ -75,7 +97,7 @@ class ProtocolHandler:
     def __repr__(self):
         return f"{type(self).__name__}(agents={self.agent_names}, channels={self.message_channel_names}, rounds={self.max_message_rounds})"
 
-# %% ../nbs/20_protocol.ipynb #c009
+# %% ../nbs/20_protocol.ipynb #c012
 @patch(as_prop=True)
 def verifier_names(self: ProtocolHandler) -> list[str]:
     return [a for a in self.agent_names if a == "verifier" or a.endswith("_verifier")]
@@ -107,7 +129,7 @@ def num_agents(self: ProtocolHandler) -> int:
 def num_message_channels(self: ProtocolHandler) -> int:
     return len(self.message_channel_names)
 
-# %% ../nbs/20_protocol.ipynb #c011
+# %% ../nbs/20_protocol.ipynb #c014
 @patch(as_prop=True)
 def default_stackelberg_sequence(self: ProtocolHandler) -> list[tuple[str, ...]]:
     "Groups of agents, leaders first: verifiers, then the rest"
@@ -121,7 +143,7 @@ def stackelberg_sequence(self: ProtocolHandler) -> list[tuple[str, ...]]:
     chosen = self.hyper_params.spg.stackelberg_sequence
     return self.default_stackelberg_sequence if chosen is None else [tuple(group) for group in chosen]
 
-# %% ../nbs/20_protocol.ipynb #c013
+# %% ../nbs/20_protocol.ipynb #c016
 @patch(as_prop=True)
 def active(self: ProtocolHandler) -> Tensor:
     "Who speaks: bool `[variant, round, agent, channel]`, made once"
@@ -147,7 +169,7 @@ def agent_channel_visibility_mask(self: ProtocolHandler) -> Tensor:
     pairs = set(self.agent_channel_visibility)
     return torch.tensor([[(a, c) in pairs for c in self.message_channel_names] for a in self.agent_names])
 
-# %% ../nbs/20_protocol.ipynb #c015
+# %% ../nbs/20_protocol.ipynb #c018
 @patch
 def get_active_agents_mask_from_rounds_and_seed(self: ProtocolHandler, round: Tensor, seed: Tensor) -> Tensor:
     "Who speaks: `round [...]`, `seed [...]` → bool `[... agent channel]`"
@@ -189,13 +211,13 @@ def max_verifier_questions(self: ProtocolHandler) -> int:
     "The most turns the verifier can have, in any schedule"
     return int(self.active[:, :, self.agent_names.index("verifier")].any(-1).sum(-1).max())
 
-# %% ../nbs/20_protocol.ipynb #c017
+# %% ../nbs/20_protocol.ipynb #c020
 @patch
 def channel_order(self: ProtocolHandler, agent: str, round: int, seed: int) -> list[str]:
     "The order in which `agent` is shown the channels it sees"
     return [c for c in self.message_channel_names if (agent, c) in self.agent_channel_visibility]
 
-# %% ../nbs/20_protocol.ipynb #c019
+# %% ../nbs/20_protocol.ipynb #c022
 class SingleVerifierProtocolHandler(ProtocolHandler):
     "A protocol in which an agent called `verifier` decides, and provers are paid for the verdict"
 
@@ -210,41 +232,60 @@ class SingleVerifierProtocolHandler(ProtocolHandler):
         forced = {"zero": torch.zeros_like(y), "one": torch.ones_like(y), "y": y}
         return forced.get(self.common.force_guess, decision)
 
+    def accepted(self, td: TensorDictBase, guess: Tensor) -> Tensor:
+        "How much of a yes a verdict `[...]` is: 1 or 0, or the verifier's grade where it gives one"
+        grade = td.get(("agents", "grade"), None)
+        if grade is None or self.common.force_guess is not None:
+            return (guess == ACCEPT).float()
+        grade = grade[..., self.agent_names.index("verifier")]
+        return torch.where(grade.isnan(), (guess == ACCEPT).float(), grade)
+
     def prover_rewards(self, decided: Tensor, guess: Tensor, verifier_reward: Tensor) -> dict[str, Tensor]:
-        "Reward `[...]` of each prover: paid at the verdict it argues for, or what the verifier gets if shared"
+        "Reward `[...]` of each prover: paid as much as the verdict is the one it argues for, or what the verifier gets if shared"
         if self.common.shared_reward:
             return dict.fromkeys(self.prover_names, verifier_reward)
-        pay = self.common.prover_reward
-        return {p: pay * (decided & (guess == v)).float() for p, v in self.prover_verdicts.items()}
+        pay, share = self.common.prover_reward, lambda v: guess if v == ACCEPT else 1 - guess
+        return {p: pay * decided * share(v) for p, v in self.prover_verdicts.items()}
 
     def step_interaction_protocol(self, td: TensorDictBase) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(shared_done `[...]`, agent_done `[... agent]`, terminated `[...]`, reward `[... agent]`) of a step.
 
-        Reads `y [... 1]`, `round [...]`, `seed [...]`, (`agents`, `decision`) `[... agent]`, and `stance [...]` if there.
+        Reads `y [... 1]`, `round [...]`, `seed [...]`, (`agents`, `decision`) `[... agent]`, and if there `stance [...]`,
+        (`agents`, `grade`) `[... agent]` and (`agents`, `is_invalid`) `[... agent]`.
         """
         y, round, verifier = td["y"].squeeze(-1), td["round"], self.agent_names.index("verifier")
         guess = self.verifier_guess(td["agents", "decision"][..., verifier], y)
+        accepted = self.accepted(td, guess)  # [...], in [0, 1]
         may_guess = self.get_verifier_guess_mask_from_rounds_and_seed(round, td["seed"])
-        decided = may_guess & (guess != NO_DECISION) & (round >= self.min_message_rounds - 1)
+        has_verdict = (guess != NO_DECISION) | (
+            accepted > 0
+        )  # In the middle of a scale it is neither 0 nor 1
+        decided = may_guess & has_verdict & (round >= self.min_message_rounds - 1)
         terminated = ~decided & (round >= self.max_message_rounds - 1)
-        rewards = {"verifier": self.verifier_rewards(decided, terminated, may_guess, guess == y)}
+        rewards = {
+            "verifier": self.verifier_rewards(decided, terminated, may_guess, 1 - (accepted - y).abs())
+        }
         stance = td.get("stance", None)
-        pleaded = guess if stance is None else torch.where(stance == 1, guess, 1 - guess)
+        pleaded = accepted if stance is None else torch.where(stance == 1, accepted, 1 - accepted)
         rewards |= self.prover_rewards(decided, pleaded, rewards["verifier"])
         reward = torch.stack([rewards[a] for a in self.agent_names], -1)
+        if ("agents", "is_invalid") in td.keys(True):
+            reward = reward + self.common.invalid_reply_penalty * td["agents", "is_invalid"]
         return decided, decided.unsqueeze(-1).expand_as(reward), terminated, reward
 
-# %% ../nbs/20_protocol.ipynb #c021
+# %% ../nbs/20_protocol.ipynb #c024
 @patch
 def verifier_rewards(self: SingleVerifierProtocolHandler, decided: Tensor, terminated: Tensor, may_guess: Tensor,
                      right: Tensor) -> Tensor:  # fmt: skip
-    "Reward `[...]` of the verifier"
+    "Reward `[...]` of the verifier, whose verdict is `right` (0 to 1) `[...]`"
     c = self.common
     waiting = torch.where(may_guess, c.verifier_no_guess_reward, 0.0)
     undecided = torch.where(terminated, c.verifier_terminated_penalty, waiting)
-    return torch.where(
-        decided, torch.where(right, c.verifier_reward, c.verifier_incorrect_penalty), undecided
-    )
+    least, most = (right.new_full((), r) for r in (c.verifier_incorrect_penalty, c.verifier_reward))
+    judged = torch.lerp(least, most, right)
+    if c.verifier_neutral_reward is not None:
+        judged = torch.where(right == 0.5, c.verifier_neutral_reward, judged)
+    return torch.where(decided, judged, undecided)
 
 
 @patch
@@ -270,20 +311,20 @@ def reward_range(self: SingleVerifierProtocolHandler, agent: str) -> tuple[float
         )
     return min(pay), max(pay)
 
-# %% ../nbs/20_protocol.ipynb #c023
+# %% ../nbs/20_protocol.ipynb #c026
 @patch
 def direct_rewards(self: ProtocolHandler, td: TensorDictBase) -> Tensor:
     "The part of the rewards `[B agent]` that is a function of the logits in `td`, with its gradient"
     return torch.zeros(*td.batch_size, self.num_agents, device=td.device)
 
-# %% ../nbs/20_protocol.ipynb #c025
+# %% ../nbs/20_protocol.ipynb #c028
 @patch
 def decision_counts(self: ProtocolHandler, round: Tensor, seed: Tensor) -> Tensor:
     "Whether a verdict in this round would end the game: bool `[...]`"
     may_guess = self.get_verifier_guess_mask_from_rounds_and_seed(round, seed)
     return may_guess & (round >= self.min_message_rounds - 1)
 
-# %% ../nbs/20_protocol.ipynb #c027
+# %% ../nbs/20_protocol.ipynb #c030
 class DeterministicSingleVerifierProtocolHandler(SingleVerifierProtocolHandler):
     "A single-verifier protocol with the same schedule in every episode: define `is_agent_active`"
 
@@ -294,7 +335,7 @@ class DeterministicSingleVerifierProtocolHandler(SingleVerifierProtocolHandler):
     def is_agent_active_in_variant(self, agent: str, round: int, channel: str, variant: int) -> bool:
         return self.is_agent_active(agent, round, channel)
 
-# %% ../nbs/20_protocol.ipynb #c029
+# %% ../nbs/20_protocol.ipynb #c032
 def register_protocol_handler(name: str):
     "Class decorator: make a protocol available as `interaction_protocol=name`"
     return protocol_handlers.register(name)
@@ -312,7 +353,7 @@ def build_protocol_handler(hyper_params) -> ProtocolHandler:
         handler = wrapper(handler) if getattr(hyper_params.protocol_common, switch) else handler
     return handler
 
-# %% ../nbs/20_protocol.ipynb #c030
+# %% ../nbs/20_protocol.ipynb #c033
 @patch(cls_method=True)
 def check_parameters(cls: ProtocolHandler, hyper_params) -> None:
     "Raise `ParameterError` where `hyper_params` cannot be played under this protocol"
@@ -340,7 +381,7 @@ def check_table(self: ProtocolHandler) -> None:
         both = " and ".join(repr(names[a]) for a in self.active[v, r, :, c].nonzero().squeeze(-1).tolist())
         raise ValueError(f"{type(self).__name__}: {both} speak in {channels[c]!r} at once, in round {r}")
 
-# %% ../nbs/20_protocol.ipynb #c032
+# %% ../nbs/20_protocol.ipynb #c035
 @patch
 def turn_table(self: ProtocolHandler, variant: int = 0) -> list[list[str]]:
     "Rows `[agent, channel, one sign per round]`"
@@ -360,7 +401,7 @@ def turn_table(self: ProtocolHandler, variant: int = 0) -> list[list[str]]:
             )
     return rows
 
-# %% ../nbs/20_protocol.ipynb #c033
+# %% ../nbs/20_protocol.ipynb #c036
 @patch
 def _repr_html_(self: ProtocolHandler) -> str:
     head = "".join(f"<th>{h}</th>" for h in ["agent", "channel", *range(self.max_message_rounds)])
@@ -374,7 +415,7 @@ def _repr_html_(self: ProtocolHandler) -> str:
         tables.append(f"<table>{caption}<tr>{head}</tr>{''.join(f'<tr>{r}</tr>' for r in rows)}</table>")
     return "".join(tables)
 
-# %% ../nbs/20_protocol.ipynb #c035
+# %% ../nbs/20_protocol.ipynb #c038
 CHANNEL_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
 
 
@@ -425,7 +466,7 @@ def spoken(self: ProtocolHandler, variant: int) -> list[tuple[float, int, int, b
             said.append((place, a, c, bool(decides[r]) and self.agent_names[a] in self.decider_names))
     return said
 
-# %% ../nbs/20_protocol.ipynb #c036
+# %% ../nbs/20_protocol.ipynb #c039
 @patch
 def draw_message(self: ProtocolHandler, ax, place: float, agent: int, channel: int, decides: bool) -> None:
     "A message on its way from its speaker to all who see the channel"
@@ -456,7 +497,7 @@ def draw_legend(self: ProtocolHandler, figure) -> None:
     columns = legend_columns(figure.get_size_inches()[0])
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
 
-# %% ../nbs/20_protocol.ipynb #c037
+# %% ../nbs/20_protocol.ipynb #c040
 @patch
 def draw(self: ProtocolHandler, variant: int = 0, figure=None):
     "Who speaks to whom in which round of schedule `variant`, on a matplotlib `figure`; the axes"

@@ -74,7 +74,7 @@ def test_games_end_and_pay_what_they_promise(hyper_params, seed):
         )
         for space in instance.message_spaces:
             td["agents", space.name] = torch.randint(
-                space.size, (16, protocol.num_agents, *env.message_shape(space)[:2])
+                space.size, (16, protocol.num_agents, protocol.num_message_channels, env.message_size)
             )
             td["agents", space.logits_key] = torch.randn(*td["agents", space.name].shape, space.size)
         td["agents", "decision"] = torch.randint(3, (16, protocol.num_agents))
