@@ -79,6 +79,7 @@ class ProtocolHandler:
     min_message_rounds: int = 1  # A verdict counts from this round on (1: from the first)
     num_variants: int = 1  # Number of schedules; an episode of seed s plays schedule s mod num_variants
     parameter_groups: tuple[str, ...] = ()  # Groups of hyper-parameters that matter to it
+    provers_are_anonymous: bool = False  # Whether the verifier is not to know which prover speaks (text)
     has_direct_rewards: bool = False  # Whether some reward is a function of logits: see `direct_rewards`
 
     def __init__(self, hyper_params):

@@ -159,6 +159,7 @@ class MerlinArthurProtocol(SingleVerifierProtocolHandler):
 
     agent_names = ["prover0", "prover1", "verifier"]
     max_message_rounds, min_message_rounds, num_variants = 2, 1, 2
+    provers_are_anonymous = True
 
     def is_agent_active_in_variant(self, agent: str, round: int, channel: str, variant: int) -> bool:
         return agent == (f"prover{variant}", "verifier")[round]
