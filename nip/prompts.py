@@ -20,8 +20,9 @@ from .protocol import ACCEPT, NO_DECISION, REJECT, ProtocolHandler, verdict_scal
 from .registry import Registry
 
 # %% auto #0
-__all__ = ['DECISION', 'prompt_sets', 'human_names', 'listed', 'listeners', 'headers', 'Said', 'ReplyFormat', 'reply_format',
-           'PromptParameters', 'read_folder', 'templates_for', 'template_of', 'facts', 'render', 'Speaker', 'joined']
+__all__ = ['DECISION', 'prompt_sets', 'human_names', 'listed', 'listeners', 'addressees', 'headers', 'Said', 'ReplyFormat',
+           'reply_format', 'PromptParameters', 'read_folder', 'templates_for', 'template_of', 'facts', 'render',
+           'Speaker', 'joined']
 
 # %% ../nbs/44_prompts.ipynb #c005
 def human_names(protocol: ProtocolHandler) -> dict[str, str]:
@@ -51,15 +52,18 @@ def listeners(protocol: ProtocolHandler, agent: str, channel: str) -> list[str]:
     return [a for a, c in protocol.agent_channel_visibility if c == channel and a != agent]
 
 
+def addressees(protocol: ProtocolHandler, agent: str, channel: str) -> list[str]:
+    "To whom `agent` speaks in a channel: those who speak there too, or else all who see it"
+    c, here = protocol.message_channel_names.index(channel), listeners(protocol, agent, channel)
+    speak = protocol.active[..., c].flatten(0, 1).any(0).tolist()  # [agent]
+    return [a for a in here if speak[protocol.agent_names.index(a)]] or here
+
+
 def headers(protocol: ProtocolHandler, agent: str) -> dict[str, str]:
     "Channel → the header under which `agent` writes for it"
     names, channels = human_names(protocol), [c for a, c in protocol.agent_channel_visibility if a == agent]
     what = "Question" if agent in protocol.decider_names else "Message"
-    to = {
-        c: listed(names[a] for a in listeners(protocol, agent, c))
-        for c in channels
-        if listeners(protocol, agent, c)
-    }
+    to = {c: listed(names[a] for a in found) for c in channels if (found := addressees(protocol, agent, c))}
     unique = lambda c: list(to.values()).count(to[c]) == 1
     return {c: f"{what} for {to[c]}{'' if unique(c) else f' in {c}'}:" for c in to}
 
