@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from torchrl.envs.utils import ExplorationType, exploration_type
 
 from .agents import AgentPart
-from .messages import MessageSpace
+from .messages import MessageSpace, Turn, objects
 from .protocol import NO_DECISION, ProtocolHandler
+from .text_agents import Reply, TextAgent, take_turns
 
 # %% auto #0
 __all__ = ['CHANNEL_AXIS', 'IMPOSSIBLE', 'CombinedAgentPart', 'CombinedBody', 'CombinedValueHead', 'is_possible',
-           'CombinedPolicyHead', 'may_decide', 'chosen_and_spread', 'log_prob_and_entropy', 'ActionSampler']
+           'CombinedPolicyHead', 'may_decide', 'chosen_and_spread', 'log_prob_and_entropy', 'ActionSampler',
+           'CombinedWhole']
 
 # %% ../nbs/80_combined.ipynb #c005
 class CombinedAgentPart(TensorDictModuleBase):
@@ -72,9 +74,15 @@ def seen_by(self: CombinedAgentPart, agent: str, td: TensorDictBase, rows: Tenso
     i, inputs = self.protocol.agent_names.index(agent), {}
     channels = self.visible[i].to(rows.device)
     for key in self.parts[agent].in_keys:
-        value = td["agents", key + self.suffix][rows, i] if key in self.per_agent else td[key][rows]
+        value = (td.get(("agents", key + self.suffix))[:, i] if key in self.per_agent else td.get(key))[rows]
         axis = CHANNEL_AXIS.get(key)
-        if axis and len(channels) < self.protocol.num_message_channels:
+        if not isinstance(value, Tensor):
+            value = value.tolist()
+        if key == "transcript":
+            value = [
+                t.heard_in(self.protocol.message_channel_names[c] for c in channels.tolist()) for t in value
+            ]
+        elif axis and len(channels) < self.protocol.num_message_channels:
             value = value.index_select(axis, channels)
         inputs[key] = value
     return inputs
@@ -215,3 +223,50 @@ class ActionSampler(TensorDictModuleBase):
             tensordict["agents", name] = self.draw(tensordict["agents", logits])
         tensordict["agents", "log_prob"] = log_prob_and_entropy(tensordict, self.spaces)[0]
         return tensordict
+
+# %% ../nbs/80_combined.ipynb #c023
+class CombinedWhole(CombinedAgentPart):
+    """Whole agents: in games of text, (`agents`, `text`) and (`agents`, `replies`) for each game, and `[B agent]` the verdicts,
+    (`agents`, `decision`), with (`agents`, `grade`) and (`agents`, `is_invalid`)."""
+
+    def __init__(self, parts: dict[str, TextAgent], protocol: ProtocolHandler):
+        super().__init__(parts, protocol)
+        self.out_keys = [("agents", k) for k in ("text", "replies", "decision", "grade", "is_invalid")]
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        has_floor = tensordict["agents", "active"].any(-1)  # [B agent]
+        seats, turns = [], []
+        for i, name in enumerate(self.protocol.agent_names):
+            rows = has_floor[:, i].nonzero().squeeze(-1)
+            for row, asked in zip(
+                rows.tolist(),
+                self.parts[name].asked(self.seen_by(name, tensordict, rows)) if len(rows) else (),
+            ):
+                seats.append((row, i, name))
+                turns.append((self.parts[name], asked))
+        return self.tell(tensordict, seats, take_turns(turns))
+
+# %% ../nbs/80_combined.ipynb #c024
+@patch
+def tell(
+    self: CombinedWhole, td: TensorDictBase, seats: list[tuple[int, int, str]], replies: list[Reply]
+) -> TensorDictBase:
+    "Write down who said what"
+    shape = td["agents", "active"].shape[:2]
+    decision, grade = torch.full(shape, NO_DECISION), torch.full(shape, torch.nan)
+    is_invalid, text, told = torch.zeros(shape, dtype=torch.bool), [()] * len(td), [{} for _ in td]
+    for (row, i, name), reply in zip(seats, replies, strict=True):
+        said, told[row][name] = reply.said, reply
+        decision[row, i], grade[row, i], is_invalid[row, i] = said.decision, said.grade, not reply.is_valid
+        round = int(td["round"][row])
+        text[row] += tuple(Turn(round, name, channel, message) for channel, message in said.texts.items())
+    written = {
+        "text": objects(text),
+        "replies": objects(told),
+        "decision": decision,
+        "grade": grade,
+        "is_invalid": is_invalid,
+    }
+    for key, value in written.items():
+        td["agents", key] = value
+    return td

@@ -250,6 +250,7 @@ def facts(protocol: ProtocolHandler, agent: str, params, stance: int = 1) -> dic
         "name": names[agent], "verifier": names["verifier"], "agent_stance_string": argues(agent),
         "partners": named(sorted(heard)), "experts": named([a for a in others if a in heard]), "num_experts": len({names[a] for a in others}),
         "rivals": named([a for a in others if argues(a) != argues(agent)]), "allies": named([a for a in others if argues(a) == argues(agent)]),
+        "are_opposed": len({argues(a) for a in protocol.prover_names}) > 1,
         "are_anonymous": protocol.provers_are_anonymous, "max_questions": turns - 1,
         "stances_are_random": protocol.common.randomize_prover_stance, "max_response_words": getattr(params, "max_response_words", 150),
         "is_graded": len(verdict_scales[protocol.common.verdict_scale]) > 2,
@@ -280,13 +281,13 @@ class Speaker:
     templates: Mapping[str, str]
     params: object  # Parameters of the agent
     supervisor: str = "system"  # In whose name it is told that it must decide
+    words: Mapping[str, str] = field(default_factory=dict)  # Of the scenario, for templates
 
     def system(self, instance: Mapping[str, str], stance: int) -> str:
         "The system message"
+        template = template_of(self.templates, self.protocol, self.agent)
         return render(
-            template_of(self.templates, self.protocol, self.agent),
-            **instance,
-            **facts(self.protocol, self.agent, self.params, stance),
+            template, **self.words, **instance, **facts(self.protocol, self.agent, self.params, stance)
         )
 
     def heard(self, turn: Turn) -> str:

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from .agent_checkpoints import check_sources, load_agents
 from .agents import Agent, AgentPart, ConstantValueHead, PartContext, RandomBody, RandomPolicyHead, below
-from .combined import CombinedBody, CombinedPolicyHead, CombinedValueHead
+from .combined import CombinedBody, CombinedPolicyHead, CombinedValueHead, CombinedWhole
 from .data import Dataset
 from .environment import Environment
-from .messages import MessageSpace
+from .messages import MessageSpace, TextSpace
 from .networks import PolicyHead, SoloHead, ValueHead
 from .parameters import ParameterError, scenarios, trainers
 from .protocol import ProtocolHandler, build_protocol_handler
@@ -27,26 +27,25 @@ from .registry import html_table
 from .settings import ExperimentSettings, derive_seed, seeded
 
 # %% auto #0
-__all__ = ['NOT_AVAILABLE', 'PART_MAKERS', 'RANDOM_PARTS', 'check_available', 'Scenario', 'register_scenario', 'build_agent',
-           'ScenarioInstance', 'build_dataset', 'build_datasets', 'build_message_spaces', 'build_environments',
-           'combine_agents', 'stage_names', 'build_stages', 'build_scenario_instance']
+__all__ = ['PART_MAKERS', 'RANDOM_PARTS', 'Scenario', 'register_scenario', 'build_agent', 'ScenarioInstance', 'build_dataset',
+           'build_datasets', 'build_message_spaces', 'build_environments', 'combine_agents', 'stage_names',
+           'build_stages', 'build_scenario_instance']
 
 # %% ../nbs/81_scenario.ipynb #c005
-NOT_AVAILABLE = {"test_dataset_split": "test"}
-
-
-def check_available(hyper_params) -> None:
-    "Raise `ParameterError` for what is not available"
-    for path, value in NOT_AVAILABLE.items():
-        if hyper_params.get(path) != value:
-            raise ParameterError(path, hyper_params.get(path), "is not available in this version", [value])
-
-# %% ../nbs/81_scenario.ipynb #c007
 class Scenario:
     "A task: data, message space, and how the parts of an agent are made"
 
     agent_parameters_class: type  # Parameters of an agent of this scenario
     parameter_groups: tuple[str, ...] = ()  # Groups of hyper-parameters that matter to it
+    part_kinds: tuple[str, ...] = (
+        "body",
+        "policy_head",
+        "value_body",
+        "value_head",
+        "solo_head",
+    )  # What it can make
+    test_splits: tuple[str, ...] = ("test",)  # On which data it can be tested
+    verdict_scales: tuple[str, ...] = ("accept_reject",)  # In which words its verifiers can decide
     num_parts: int = 1  # Parts of `instance_repr [B part d]`
     manual_parts: dict[
         str, type[AgentPart]
@@ -58,7 +57,7 @@ class Scenario:
     @classmethod
     def check_parameters(cls, hyper_params) -> None:
         "Raise `ParameterError` for what this scenario cannot do"
-        check_available(hyper_params)
+        cls.check_choices(hyper_params)
         check_sources(hyper_params)
         for agent, params in hyper_params.agents.items():
             if getattr(params, "use_manual_architecture", False) and not cls.manual_parts:
@@ -66,15 +65,30 @@ class Scenario:
                 raise ParameterError(f"agents.{agent}.use_manual_architecture", True, why, [False])
 
     @classmethod
+    def check_choices(cls, hyper_params) -> None:
+        "Raise `ParameterError` for a choice that is none in this scenario"
+        name, trainer = hyper_params.scenario, hyper_params.trainer
+        offered = {"test_dataset_split": cls.test_splits, "protocol_common.verdict_scale": cls.verdict_scales}
+        for path, valid in offered.items():
+            if hyper_params.get(path) not in valid:
+                raise ParameterError(
+                    path, hyper_params.get(path), f"is not possible in the scenario {name!r}", list(valid)
+                )
+        makes = lambda t: set(getattr(t, "part_names", lambda hp: ())(hyper_params)) <= set(cls.part_kinds)
+        if not makes(trainers[trainer]):
+            why = f"does not train agents of the scenario {name!r}"
+            raise ParameterError("trainer", trainer, why, [n for n, t in trainers.items() if makes(t)])
+
+    @classmethod
     def dataset_names(cls) -> list[str]:
         "Some names of data sets, to choose from"
         return []
 
     def load_dataset(self, split: str) -> Dataset:
-        "The data of `split`: `'train'` or `'test'`"
+        "The data of `split`: `'train'`, or one of `test_splits`"
         raise NotImplementedError
 
-    def message_space(self, *datasets: Dataset) -> MessageSpace:
+    def message_space(self, *datasets: Dataset) -> MessageSpace | TextSpace:
         "What can be said about the instances of `datasets`"
         raise NotImplementedError
 
@@ -89,6 +103,9 @@ class Scenario:
 
     def make_solo_head(self, context: PartContext) -> AgentPart:
         return SoloHead(context, self.num_parts)
+
+    def make_whole(self, context: PartContext) -> AgentPart:
+        raise NotImplementedError
 
     def message_mask(self, protocol: ProtocolHandler, td: TensorDictBase) -> Tensor:
         "What each agent may name: bool `[B agent channel position candidate]`; everything, unless a scenario knows better"
@@ -118,9 +135,9 @@ def register_scenario(name: str):
     "Class decorator: make a scenario available as `scenario=name`"
     return scenarios.register(name)
 
-# %% ../nbs/81_scenario.ipynb #c009
+# %% ../nbs/81_scenario.ipynb #c007
 PART_MAKERS = {"body": "make_body", "policy_head": "make_policy_head", "value_body": "make_body", "value_head": "make_value_head",
-               "solo_head": "make_solo_head"}  # fmt: skip
+               "solo_head": "make_solo_head", "whole": "make_whole"}  # fmt: skip
 RANDOM_PARTS = {
     "body": RandomBody,
     "policy_head": RandomPolicyHead,
@@ -139,16 +156,18 @@ def build_agent(
     "The agent `name` with the parts `part_names`, on the CPU"
     hyper_params = scenario.hyper_params
     context = PartContext(hyper_params, hyper_params.agents[name], protocol, name, spaces)
-    if context.params.is_random or context.params.use_manual_architecture:
-        classes = RANDOM_PARTS if context.params.is_random else RANDOM_PARTS | scenario.manual_parts
-        return Agent(name, context.params, **{part: classes[part](context) for part in part_names})
+    p, classes = context.params, {}  # Of parts that are not the scenario's own
+    if p.is_random or p.use_manual_architecture:
+        classes = RANDOM_PARTS | (scenario.manual_parts if p.use_manual_architecture else {})
     parts = {}
     for part in part_names:
         with seeded(hyper_params.seed, "agent", name, part):
-            parts[part] = getattr(scenario, PART_MAKERS[part])(context)
-    return Agent(name, context.params, **parts)
+            parts[part] = (
+                classes[part](context) if part in classes else getattr(scenario, PART_MAKERS[part])(context)
+            )
+    return Agent(name, p, **parts)
 
-# %% ../nbs/81_scenario.ipynb #c011
+# %% ../nbs/81_scenario.ipynb #c009
 @dataclass
 class ScenarioInstance:
     "All components of an experiment"
@@ -176,7 +195,7 @@ class ScenarioInstance:
         for a, agent in self.agents.items():
             agent.load_state_dict(below(state, a))
 
-# %% ../nbs/81_scenario.ipynb #c012
+# %% ../nbs/81_scenario.ipynb #c010
 def build_dataset(scenario: Scenario, split: str) -> Dataset:
     "The data of `split`, on the device if the settings say so"
     dataset, settings = scenario.load_dataset(split), scenario.settings
@@ -189,7 +208,7 @@ def build_dataset(scenario: Scenario, split: str) -> Dataset:
 
 def build_datasets(scenario: Scenario) -> tuple[Dataset, Dataset]:
     "Training and test data"
-    return build_dataset(scenario, "train"), build_dataset(scenario, "test")
+    return build_dataset(scenario, "train"), build_dataset(scenario, scenario.hyper_params.test_dataset_split)
 
 
 def build_message_spaces(scenario: Scenario, datasets) -> list[MessageSpace]:
@@ -220,13 +239,13 @@ def combine_agents(scenario, protocol, spaces, agents: dict[str, Agent]) -> dict
     first = next(iter(agents.values())).parts
     part = lambda name: {a: agent.parts[name] for a, agent in agents.items()}
     suffix = "_for_value" if "value_body" in first else ""
-    makers = {"body": lambda: CombinedBody(part("body"), protocol),
+    makers = {"whole": lambda: CombinedWhole(part("whole"), protocol), "body": lambda: CombinedBody(part("body"), protocol),
               "policy_head": lambda: CombinedPolicyHead(part("policy_head"), protocol, spaces, partial(scenario.message_mask, protocol)),
               "value_body": lambda: CombinedBody(part("value_body"), protocol, suffix),
               "value_head": lambda: CombinedValueHead(part("value_head"), protocol, suffix)}  # fmt: skip
     return {name: make() for name, make in makers.items() if name in first}
 
-# %% ../nbs/81_scenario.ipynb #c014
+# %% ../nbs/81_scenario.ipynb #c012
 def stage_names(hyper_params) -> list[str]:
     "What `build_stages` will give out, in order"
     agents = [f"agent {name}" for name in build_protocol_handler(hyper_params).agent_names]
@@ -249,7 +268,7 @@ def build_stages(hyper_params, settings: ExperimentSettings | None = None, datas
     yield "protocol", (protocol := build_protocol_handler(hyper_params))
     train, test = datasets or (None, None)
     yield "training data", (train := train or build_dataset(scenario, "train"))
-    yield "test data", (test := test or build_dataset(scenario, "test"))
+    yield "test data", (test := test or build_dataset(scenario, hyper_params.test_dataset_split))
     yield "messages", (spaces := build_message_spaces(scenario, (train, test)))
     part_names, agents = trainer_class.part_names(hyper_params), {}
     for name in protocol.agent_names:
@@ -265,7 +284,7 @@ def build_stages(hyper_params, settings: ExperimentSettings | None = None, datas
     yield "environments", environments
     yield "instance", ScenarioInstance(hyper_params, settings, scenario, protocol, train, test, spaces, agents, *environments, combined)  # fmt: skip
 
-# %% ../nbs/81_scenario.ipynb #c016
+# %% ../nbs/81_scenario.ipynb #c014
 def build_scenario_instance(
     hyper_params, settings: ExperimentSettings | None = None, datasets=None
 ) -> ScenarioInstance:
@@ -273,7 +292,7 @@ def build_scenario_instance(
     *_, (_, instance) = build_stages(hyper_params, settings, datasets)
     return instance
 
-# %% ../nbs/81_scenario.ipynb #c018
+# %% ../nbs/81_scenario.ipynb #c016
 @patch
 def shape_flow(self: ScenarioInstance, agent: str, num_games: int = 2) -> dict[str, list[tuple]]:
     "Rows (name, kind, shape) for each part of `agent`, from a batch of fresh games"
