@@ -26,6 +26,8 @@ _MODULES = {
     ],
     "networks": ["HeadParameters"],
     "agent_groups": ["ImageClassificationAgentParameters", "PureTextAgentParameters", "CodeValidationAgentParameters"],
+    "language_models": ["ChatModel", "ChatReply", "ChatRequest", "Sampling", "register_chat_model"],
+    "spending": ["Chat", "Ledger", "SpendingLimitReached", "build_chat"],
     "scenario": ["ScenarioInstance", "build_scenario_instance", "register_scenario"],
     "parity": ["ParityAgentParameters"],
     "graph_isomorphism": ["GraphIsomorphismAgentParameters"],
