@@ -5,16 +5,23 @@
 # %% ../nbs/42_language_models.ipynb #c002
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
-from .registry import Registry
+from fastcore.basics import patch
+from filelock import FileLock
+
+from .parameters import chat_models
 
 # %% auto #0
-__all__ = ['chat_models', 'Sampling', 'ChatRequest', 'ChatReply', 'ChatModel', 'register_chat_model', 'ScriptedModel']
+__all__ = ['Sampling', 'ChatRequest', 'ChatReply', 'ReplyStore', 'end_of_lines', 'kept_reply', 'ChatModel', 'ChatError',
+           'register_chat_model', 'ScriptedModel', 'in_turn', 'recorded']
 
 # %% ../nbs/42_language_models.ipynb #c005
 @dataclass(frozen=True)
@@ -41,10 +48,10 @@ class ChatRequest:
 
     def key(self, model: str) -> str:
         "A name for the question as put to `model`: the same for the same model, messages and sampling"
-        asked = [model, self.messages, vars(self.sampling)]
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        said = {k: v for k, v in vars(self.sampling).items() if v != getattr(Sampling, k)}
+        return sha256(json.dumps([model, self.messages, said], sort_keys=True).encode()).hexdigest()
 
-
+# %% ../nbs/42_language_models.ipynb #c006
 @dataclass
 class ChatReply:
     "What a model answered"
@@ -56,39 +63,203 @@ class ChatReply:
     logprobs: list[dict[str, Any]] | None = (
         None  # Per token: `token`, `logprob`, `top_logprobs` (a list of these two)
     )
-    cost: float = 0.0  # US dollars
+    cost: float = 0.0  # US dollars; NaN: nobody knows
     cached: bool = False  # Whether it was kept from an earlier time
+    retries: int = 0  # Attempts that failed before it came
 
-# %% ../nbs/42_language_models.ipynb #c008
-chat_models = Registry("chat model")
+# %% ../nbs/42_language_models.ipynb #c009
+class ReplyStore:
+    "Replies by the keys of their requests, in a file that processes share"
+
+    def __init__(
+        self,
+        path: str | Path,  # A `.jsonl` file; made when the first reply is put
+    ):
+        self.path = Path(path)
+        self._places: dict[str, int] = {}  # Key → where its line begins
+        self._read_to = 0  # All lines before are known
+        self._lock = threading.Lock()
+
+    def put(self, model: str, request: ChatRequest, reply: ChatReply):
+        "Keep a reply, at once"
+        record = {"key": request.key(model), "model": model, **asdict(request), "reply": asdict(reply)}
+        line = json.dumps(record).encode() + b"\n"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            self._lock,
+            FileLock(self.path.with_name(f".{self.path.name}.lock")),
+            self.path.open("a+b", 0) as file,
+        ):
+            size = file.seek(0, os.SEEK_END)
+            whole = end_of_lines(file, size)
+            if whole < size:
+                file.truncate(whole)
+            while line:
+                line = line[file.write(line) :]
 
 
+def end_of_lines(file, size: int) -> int:
+    "Where the last whole line of an open file of `size` bytes ends"
+    step = 4096
+    while size:
+        start = max(size - step, 0)
+        file.seek(start)
+        if (found := file.read(size - start).rfind(b"\n")) >= 0:
+            return start + found + 1
+        size = start
+    return 0
+
+# %% ../nbs/42_language_models.ipynb #c011
+def kept_reply(record: dict) -> ChatReply:
+    "The reply of a record"
+    return replace(ChatReply(**record["reply"]), cached=True, cost=0.0, retries=0)
+
+
+@patch
+def _records(self: ReplyStore, start: int = 0) -> Iterator[tuple[int, int, dict]]:
+    "Records with where their lines begin and end; lines that are no record are passed over"
+    if not self.path.exists():
+        return
+    with self.path.open("rb") as file:
+        file.seek(start)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return  # still being written, or torn
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = {}
+            if isinstance(record, dict) and "key" in record:
+                yield start, start + len(line), record
+            start += len(line)
+
+
+@patch
+def _catch_up(self: ReplyStore):
+    for place, end, record in self._records(self._read_to):
+        self._places.setdefault(record["key"], place)
+        self._read_to = end
+
+
+@patch
+def get(self: ReplyStore, model: str, request: ChatRequest) -> ChatReply | None:
+    "The reply that is kept, marked as `cached` and without cost; None if there is none"
+    key = request.key(model)
+    with self._lock:
+        if key not in self._places:
+            self._catch_up()
+        if key not in self._places:
+            return None
+        with self.path.open("rb") as file:
+            file.seek(self._places[key])
+            return kept_reply(json.loads(file.readline()))
+
+# %% ../nbs/42_language_models.ipynb #c012
+@patch(as_prop=True)
+def models(self: ReplyStore) -> set[str]:
+    "The models of which there are replies"
+    return {record["model"] for _, _, record in self._records()}
+
+
+@patch
+def __iter__(self: ReplyStore) -> Iterator[tuple[ChatRequest, ChatReply]]:
+    "All that is kept, in the order in which it came"
+    for _, _, record in self._records():
+        sampling = Sampling(**record["sampling"] | {"stop": tuple(record["sampling"]["stop"])})
+        yield ChatRequest(tuple(record["messages"]), sampling), kept_reply(record)
+
+
+@patch
+def __repr__(self: ReplyStore) -> str:
+    return f"ReplyStore({self.path.name}: {sum(1 for _ in self)} replies)"
+
+# %% ../nbs/42_language_models.ipynb #c016
 class ChatModel:
     "A model called `name`, of some provider"
 
+    price: tuple[float, float] | None = (
+        None  # US dollars per million tokens read, and written; None: nobody knows
+    )
+    keep_replies = False  # Whether replies are kept on disk: not where the name may answer otherwise tomorrow
+
     def __init__(self, name: str, **options):
         self.name, self.options = name, options
+
+    @property
+    def identity(self) -> str:
+        "Name under which replies are kept"
+        return f"{type(self).__name__}/{self.name}"
+
+    def check(self):
+        "Raise `ParameterError` if it cannot answer: a key is missing, say"
+
+    def answers(self, requests: Iterable[ChatRequest]) -> Iterator[tuple[int, ChatReply]]:
+        "Replies as they come, each with the place of its request"
+        yield from enumerate(self.answer_all(list(requests)))
 
     def answer_all(self, requests: list[ChatRequest]) -> list[ChatReply]:
         "A reply to each request, in order"
         raise NotImplementedError
 
+# %% ../nbs/42_language_models.ipynb #c017
+class ChatError(RuntimeError):
+    "A model does not answer"
 
-def register_chat_model(provider: str):
+
+def register_chat_model(
+    provider: str,  # In any case it is the same
+    **options,  # What the class is given when a model of this provider is made
+):
     "Class decorator: make a chat model available as `model_provider=provider`"
-    return chat_models.register(provider)
+    return chat_models.register(provider, **options)
 
-# %% ../nbs/42_language_models.ipynb #c010
+# %% ../nbs/42_language_models.ipynb #c019
 @register_chat_model("scripted")
 class ScriptedModel(ChatModel):
-    "Answers from a list, or by a function of the request"
+    "Answers from a list, by a function of the request, or what is recorded in a file"
+
+    price = (0.0, 0.0)
 
     def __init__(
-        self, name: str = "scripted", replies: Iterable[str] | Callable[[ChatRequest], str] = (), **options
+        self,
+        name: str = "scripted",
+        replies: Iterable[str]
+        | Callable[[ChatRequest], str | ChatReply]
+        | str
+        | Path = (),  # Text is the name of a file
+        **options,
     ):
         super().__init__(name, **options)
-        lines = None if callable(replies) else iter(replies)
-        self.reply = replies if lines is None else lambda request: next(lines)
+        is_file = isinstance(replies, str | Path)
+        self.reply = recorded(replies) if is_file else replies if callable(replies) else in_turn(replies)
 
     def answer_all(self, requests: list[ChatRequest]) -> list[ChatReply]:
-        return [ChatReply(self.reply(request)) for request in requests]
+        replies = [self.reply(request) for request in requests]
+        return [reply if isinstance(reply, ChatReply) else ChatReply(reply) for reply in replies]
+
+# %% ../nbs/42_language_models.ipynb #c020
+def in_turn(replies: Iterable[str]) -> Callable[[ChatRequest], str]:
+    "Gives one reply after the other; `ChatError` when there are no more"
+    lines = iter(replies)
+
+    def reply(request):
+        for line in lines:
+            return line
+        raise ChatError(f"the script has no reply left, for {request.messages[-1]['content'][:100]!r}")
+
+    return reply
+
+
+def recorded(path: str | Path) -> Callable[[ChatRequest], ChatReply]:
+    "Gives the replies in a file, whichever model they are of; `ChatError` for a request that is not in it"
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no recorded replies at {path}")
+    replies = {request.key(""): reply for request, reply in ReplyStore(path)}
+
+    def reply(request):
+        if (found := replies.get(request.key(""))) is None:
+            asked = request.messages[-1]["content"][:100]
+            raise ChatError(f"{Path(path).name} has no reply to {asked!r}: record it again")
+        return found
+
+    return reply

@@ -64,8 +64,14 @@ class ExperimentSettings(Parameters):
     allow_overriding_wandb_config: bool = False  # Even if its hyper-parameters are different
     print_wandb_run_url: bool = False  # Say where it is to be seen
     pretrained_embeddings_batch_size: int = param(256, ge=1)  # Data points per call of a pretrained model
-    num_api_generation_timeouts: int = param(100, ge=0)  # Timeouts of a server to put up with
-    num_api_connection_errors: int = param(10, ge=0)  # Failed connections to put up with
+    max_concurrent_requests: int = param(16, ge=1)  # Requests to a server at a time
+    num_api_generation_timeouts: int = param(100, ge=0)  # Timeouts and rate limits that a request may meet
+    num_api_connection_errors: int = param(10, ge=0)  # Lost connections and server errors that it may meet
+    response_cache: str | None = (
+        None  # Folder or `.jsonl` file of paid replies; None: in the data folder; "off": none
+    )
+    spending_limit: float | None = param(None, ge=0)  # US dollars for language models at which the run stops
+    token_limit: int | None = param(None, ge=0)  # Tokens, read and written, at which the run stops
     logger: logging.Logger | None = None  # Where messages go; None: to the run's log
     profiler: Any = None  # A `torch.profiler.profile` that is stepped in each iteration
     stop_request: Any = None  # A `StopRequest` by which others can stop the run between iterations
@@ -73,7 +79,8 @@ class ExperimentSettings(Parameters):
     global_tqdm_step_fn: Callable | None = None  # Called after each iteration
 
     def _converted(self, name, value):
-        return super()._converted(name, str(value) if isinstance(value, torch.device) else value)
+        as_text = isinstance(value, torch.device) or (name == "response_cache" and isinstance(value, Path))
+        return super()._converted(name, str(value) if as_text else value)
 
     def check(self):
         check_device(self.device)

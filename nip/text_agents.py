@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .agents import AgentParameters, PartContext, WholeAgent
 from .language_models import ChatModel, ChatReply, ChatRequest, Sampling
-from .parameters import agent_parameters, param
+from .parameters import agent_parameters, chat_models, param
 from .prompts import ReplyFormat, Said, Speaker, human_names, reply_format
 from .settings import derive_seed
 
@@ -29,7 +29,7 @@ __all__ = ['PureTextAgentParameters', 'Asked', 'Reply', 'TextAgent', 'answers', 
 class PureTextAgentParameters(AgentParameters):
     "An agent that is a language model"
 
-    model_provider: str = "OpenAI"  # Who runs the model
+    model_provider: str = param("OpenAI", choices=chat_models)  # Who runs the model
     model_name: str = "gpt-4o-mini-2024-07-18"  # Its name there
     base_url: str | None = None  # Address of an endpoint that speaks as OpenAI's does; None: the provider's
     use_dummy_api: bool = False  # Answer at random, without a model

@@ -18,7 +18,7 @@ from tensordict import TensorDictBase
 
 from .data import DataCycler
 from .environment import MAX_EPISODE_SEED, Environment
-from .protocol import NO_DECISION, ProtocolHandler
+from .protocol import NO_DECISION
 from .rollouts import VERDICTS
 from .scenario import ScenarioInstance
 from .settings import derive_seed, generator

@@ -8,18 +8,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import sleep
 from typing import Any
 
 import yaml
 from fastcore.basics import patch
 
-from .language_models import ChatModel
-from .parameters import ParameterError, Parameters, param, register_parameters
+from .parameters import Parameters, param, register_parameters
 from .prompts import ReplyFormat, Said
 from .rollouts import VERDICTS
-from .spending import SpendingLimitReached
+from .spending import SpendingLimitReached, ledger_of
 from .text_games import RecordFile, deals, game_statistics, play_games
 from .tracking import atomic_write
 from .trainer import Trainer
@@ -39,18 +38,28 @@ class TextRlParameters(Parameters):
     "Reinforcement learning of text agents"
 
     fine_tune_on_all_previous_rollouts: bool = False  # Not only on those of the present iteration
-    verifier_guess_replacement_proportion: float = param(0.0, ge=0, le=1)  # Share of games whose verdict is set right for learning
+    verifier_guess_replacement_proportion: float = param(
+        0.0, ge=0, le=1
+    )  # Share of games whose verdict is set right for learning
     verifier_guess_replacement_annealing: str = param("none", choices=ANNEALINGS)  # How that share declines
     verifier_guess_replacement_annealing_rate: float = param(0.1, ge=0, le=1)  # Per iteration
     save_transcripts: bool = True  # Write down what was said, to be read
     transcript_format: str = param("yaml", choices=("yaml", "json"))  # How
-    test_scheme: str = param("none", choices=TEST_SCHEMES, keep_for=("rerun_tests",))  # Test before the first iteration, in each, at the end
-    test_on_whole_dataset: bool = param(True, keep_for=("rerun_tests",))  # Else on as many games as an iteration of training has
+    test_scheme: str = param(
+        "none", choices=TEST_SCHEMES, keep_for=("rerun_tests",)
+    )  # Test before the first iteration, in each, at the end
+    test_on_whole_dataset: bool = param(
+        True, keep_for=("rerun_tests",)
+    )  # Else on as many games as an iteration of training has
 
     def replaced_share(self, iteration: int) -> float:
         "The share of games whose verdict is set right in `iteration`"
         p, rate = self.verifier_guess_replacement_proportion, self.verifier_guess_replacement_annealing_rate
-        shares = {"none": p, "linear": max(0.0, p - rate * iteration), "exponential": p * (1 - rate) ** iteration}
+        shares = {
+            "none": p,
+            "linear": max(0.0, p - rate * iteration),
+            "exponential": p * (1 - rate) ** iteration,
+        }
         return shares[self.verifier_guess_replacement_annealing]
 
 # %% ../nbs/95_text_rl.ipynb #c008
@@ -81,7 +90,15 @@ def readable(record: dict[str, Any]) -> dict[str, Any]:
     "A game as a person would read it"
     turns = []
     for t in record["turns"]:
-        verdict = {} if t["decision"] is None else {t["agent"]: t["decision"].title() if t["grade"] is None else f"{t['decision'].title()} ({t['grade']:g})"}
+        verdict = (
+            {}
+            if t["decision"] is None
+            else {
+                t["agent"]: t["decision"].title()
+                if t["grade"] is None
+                else f"{t['decision'].title()} ({t['grade']:g})"
+            }
+        )
         said = {f"{t['agent']}@{channel}": text for channel, text in t["said"].items()}
         turns.append(said or verdict or {t["agent"]: "(nothing that could be read)"})
     kept = {k: record[k] for k in ("game", "id", "label", "verdict", "rewards")}
@@ -92,7 +109,10 @@ class _Blocks(yaml.SafeDumper):
     "Texts of several lines as blocks"
 
 
-_Blocks.add_representer(str, lambda d, text: d.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None))
+_Blocks.add_representer(
+    str,
+    lambda d, text: d.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
 
 
 def transcripts(records: Iterable[dict[str, Any]], form: str) -> str:
@@ -111,7 +131,13 @@ class TextRlTrainer(Trainer):
     "Iterations of named stages, each of which is done once"
 
     parameter_groups = ("rl", "text_rl", "fine_tuning")
-    stages = ("sample_rollouts", "log_stats", "test_during_training", "create_fine_tune_jobs", "await_fine_tune_jobs")
+    stages = (
+        "sample_rollouts",
+        "log_stats",
+        "test_during_training",
+        "create_fine_tune_jobs",
+        "await_fine_tune_jobs",
+    )
     method = "supervised"  # Of fine-tuning
     seconds_between_polls = 1.0  # Of fine-tuning jobs
 
@@ -185,7 +211,7 @@ def prepare(self: TextRlTrainer) -> None:
     if self.run is None:
         return
     self.run.keep_checkpoint_every = 1  # They are small, and each can be tested later
-    self.instance.scenario.ledger.keep_in(self.run.dir)
+    self.instance.scenario.count_in(ledger_of(self.settings, self.run.dir))
     if self.run.start is None:
         for name in ("rollouts", "transcripts", "fine_tuning"):
             shutil.rmtree(self.run.dir / name, ignore_errors=True)
@@ -204,7 +230,9 @@ def played(self: TextRlTrainer, name: str, games: list, env, title: str) -> list
     "Records of `games`, of which those are played that are not there"
     file, concurrent = self.record_file(name), self.settings.max_concurrent_requests
     there = {record["game"] for record in file.records}
-    with self.settings.tqdm_func(total=len(games), initial=len(there), desc=title, unit="game", leave=False) as bar:
+    with self.settings.tqdm_func(
+        total=len(games), initial=len(there), desc=title, unit="game", leave=False
+    ) as bar:
         left = [deal for deal in games if deal.number not in there]
         for record in self.play(env, left, 2 * concurrent):
             file.add(record)
@@ -247,7 +275,12 @@ def sample_rollouts(self: TextRlTrainer) -> None:
     "Play the games of this iteration"
     n, size = self.num_games(), len(self.instance.train_dataset)
     dealt = deals(self.hyper_params.seed, "train", self.iteration, n, size)
-    self.played(f"{self.iteration:06d}", dealt, self.instance.train_environment, f"games of iteration {self.iteration}")
+    self.played(
+        f"{self.iteration:06d}",
+        dealt,
+        self.instance.train_environment,
+        f"games of iteration {self.iteration}",
+    )
 
 
 @patch
@@ -271,7 +304,9 @@ def create_fine_tune_jobs(self: TextRlTrainer) -> None:
     "Begin to fine-tune every model that there is something to learn for"
     for group in self.model_groups.values():
         if group.begins(self.iteration):
-            group.create_job(self.lines(group), self.method, self.iteration, self.run and self.run.dir / "fine_tuning")
+            group.create_job(
+                self.lines(group), self.method, self.iteration, self.run and self.run.dir / "fine_tuning"
+            )
             self.checkpoint()
 
 

@@ -18,7 +18,7 @@ from .parameters import ParameterError
 from .prompts import Speaker, templates_for
 from .protocol import ProtocolHandler, build_protocol_handler, verdict_scales
 from .scenario import Scenario
-from .spending import build_chat, ledger_of
+from .spending import Ledger, build_chat, ledger_of
 from .text_agents import TextAgent
 
 # %% auto #0
@@ -97,12 +97,11 @@ class TextScenario(Scenario):
 
     def make_whole(self, context: PartContext) -> TextAgent:
         p = context.params
-        made_up = p.is_random or p.use_dummy_api
+        connect = None if p.is_random or p.use_dummy_api else partial(self.connect, context.agent_name)
+        if connect:
+            connect(p.model_name)
         return TextAgent(
-            context,
-            self.speaker(context.protocol, context.agent_name),
-            self.instance_keys,
-            None if made_up else partial(self.connect, context.agent_name),
+            context, self.speaker(context.protocol, context.agent_name), self.instance_keys, connect
         )
 
     def speaker(self, protocol: ProtocolHandler, agent: str) -> Speaker:
@@ -123,6 +122,13 @@ def connect(self: TextScenario, agent: str, name: str) -> ChatModel:
             p.model_provider, name, self.settings, agent, self.ledger, **options
         )
     return self.models[agent, name]
+
+
+@patch
+def count_in(self: TextScenario, ledger: Ledger) -> None:
+    "Count from now on in `ledger`"
+    self.ledger = ledger
+    self.models.clear()
 
 
 @patch(cls_method=True)

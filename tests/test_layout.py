@@ -80,7 +80,10 @@ def test_import_is_light():
 def test_imported_packages_are_required():
     config = ConfigParser(delimiters=["="], interpolation=None)
     config.read(ROOT / "settings.ini", encoding="utf-8")
-    listed = {re.match(r"[\w-]+", r)[0].lower() for r in shlex.split(config["DEFAULT"]["requirements"])}
+    lists = [
+        text for key, text in config["DEFAULT"].items() if key.endswith("requirements") and key[:3] != "dev"
+    ]
+    listed = {re.match(r"[\w-]+", r)[0].lower() for text in lists for r in shlex.split(text)}
     known = {PACKAGES.get(name, name) for name in listed} | {"nip"}
     installed = (
         packages_distributions()
