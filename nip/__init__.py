@@ -38,6 +38,8 @@ _MODULES = {
     "stackelberg": ["SpgParameters"],
     "solo": ["SoloAgentParameters"],
     "text_rl": ["TextRlParameters"],
+    "expert_iteration": ["PureTextEiParameters"],
+    "malt": ["PureTextMaltParameters"],
     "evaluation": ["evaluate", "Evaluation"],
     "comparison": ["compare", "Comparison"],
     "run": ["run_experiment", "resume_experiment", "prepare_experiment", "preset", "presets", "Result"],

@@ -68,7 +68,14 @@ COMPONENT_MODULES += [
     "nip.reinforce",
 ]
 COMPONENT_MODULES += ["nip.stackelberg", "nip.solo"]
-COMPONENT_MODULES += ["nip.prompts", "nip.text_agents", "nip.text_rl"]
+COMPONENT_MODULES += [
+    "nip.prompts",
+    "nip.text_agents",
+    "nip.text_rl",
+    "nip.expert_iteration",
+    "nip.malt",
+    "nip.code_validation",
+]
 _loaded: set[str] = set()  # Modules and entry points loaded already, or being loaded further up the stack
 
 # %% ../nbs/00_registry.ipynb #c010
