@@ -10,8 +10,8 @@ _MODULES = {
     "parameters": ["HyperParameters", "AgentsParameters", "ParameterError", "Parameters", "param", "register_parameters"],
     "groups": [
         "TextRlParameters", "PureTextEiParameters", "PureTextMaltParameters", "ImageClassificationParameters",
-        "CodeValidationParameters",
     ],
+    "code_data": ["CodeValidationParameters"],
     "base_run": ["BaseRunParameters"],
     "protocols": [
         "CommonProtocolParameters", "NipProtocolParameters", "DebateProtocolParameters", "MnipProtocolParameters",

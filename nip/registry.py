@@ -53,6 +53,7 @@ COMPONENT_MODULES = [
     "nip.protocols",
     "nip.zero_knowledge",
     "nip.data",
+    "nip.code_data",
     "nip.agents",
     "nip.agent_groups",
 ]
