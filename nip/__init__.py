@@ -8,7 +8,8 @@ _MODULES = {
     "tracking": ["RunStore", "Run", "Tracker", "register_tracker"],
     "run_store": ["runs", "find_run"],
     "parameters": ["HyperParameters", "AgentsParameters", "ParameterError", "Parameters", "param", "register_parameters"],
-    "groups": ["ImageClassificationParameters", "CodeValidationParameters"],
+    "groups": ["ImageClassificationParameters"],
+    "code_data": ["CodeValidationParameters"],
     "base_run": ["BaseRunParameters"],
     "protocols": [
         "CommonProtocolParameters", "NipProtocolParameters", "DebateProtocolParameters", "MnipProtocolParameters",

@@ -11,9 +11,9 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['NAMED', 'DEVICE', 'CHANGES', 'demo_table', 'demo_picture', 'demo', 'parse_changes', 'run_file', 'outcome',
-           'data_make', 'data_import', 'show', 'bench', 'evaluate_run', 'compare_runs', 'resume', 'reproduce_run',
-           'list_runs', 'label_run', 'import_run', 'export_run', 'push_run', 'app_notebook', 'app', 'arg', 'command',
-           'experiment_commands', 'runs_commands', 'data_commands', 'make_parser', 'main']
+           'data_make', 'data_import', 'data_inject', 'show', 'bench', 'evaluate_run', 'compare_runs', 'resume',
+           'reproduce_run', 'list_runs', 'label_run', 'import_run', 'export_run', 'push_run', 'app_notebook', 'app',
+           'arg', 'command', 'experiment_commands', 'runs_commands', 'data_commands', 'make_parser', 'main']
 
 # %% ../nbs/99_cli.ipynb #c005
 def demo_table(results: dict[str, object]) -> str:
@@ -160,6 +160,18 @@ def data_import(args) -> int:
     from nip.graph_data import import_data_pt
 
     print("\n".join(dataset.description for dataset in import_data_pt(args.name, args.train, args.test)))
+    return 0
+
+
+def data_inject(args) -> int:
+    "Make a set of right and wrong programs: ask a language model to hide mistakes, and prove them by tests"
+    from nip.bug_injection import BugInjectionParameters, inject_bugs, testable_problems
+    from nip.language_models import chat_models
+
+    params = BugInjectionParameters(**parse_changes(args.set))
+    model = chat_models[args.provider](args.model)
+    file = inject_bugs(model, testable_problems(args.source, args.split), args.folder, params, args.split)
+    print(f"{file}\nUse it by dataset={str(file.parent)!r}")
     return 0
 
 # %% ../nbs/99_cli.ipynb #c014
@@ -414,6 +426,9 @@ def data_commands(commands) -> None:
         arg("train", help="data.pt"),
         arg("test", help="data.pt"),
     )
+    command(data, "inject", data_inject, arg("source", help="problems with tests: human_eval, codeparrot/apps, or a folder of that form"), arg("folder", help="where the set is made"),
+            arg("--provider", required=True, help="of the language model"), arg("--model", required=True, help="its name there"),
+            arg("--split", default="train", choices=("train", "test")), arg("--set", help="settings, as max_attempts=5", **CHANGES))  # fmt: skip
 
 # %% ../nbs/99_cli.ipynb #c028
 def make_parser() -> argparse.ArgumentParser:

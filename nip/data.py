@@ -40,6 +40,7 @@ class DatasetParameters(Parameters):
     binarification_seed: int | None = None  # Of the shuffle of classes; None: as they come
     make_balanced: bool = True  # Drop instances of the larger class until both are equal
     max_train_size: int | None = param(None, ge=1)  # At most so many instances to train on
+    max_test_size: int | None = param(None, ge=1)  # At most so many instances to test on
 
 # %% ../nbs/30_data.ipynb #c009
 def _checksums(folder: Path) -> dict[str, str]:

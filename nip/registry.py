@@ -54,6 +54,7 @@ COMPONENT_MODULES = [
     "nip.protocols",
     "nip.zero_knowledge",
     "nip.data",
+    "nip.code_data",
     "nip.agents",
     "nip.agent_groups",
     "nip.language_models",

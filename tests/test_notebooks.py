@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from nip.sandbox import sandbox_fault
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(
     p for p in (ROOT / "nbs").rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in p.parts)
@@ -28,6 +30,17 @@ def is_slow(path: Path) -> bool:
     return any("#| slow" in source for source in cells(path)[:1])
 
 
+def marks(path: Path) -> list:
+    "Why a notebook may be skipped"
+    found = [pytest.mark.slow] if is_slow(path) else []
+    if any("nip.sandbox" in source or "default_exp sandbox" in source for source in cells(path)):
+        fault = sandbox_fault()
+        found.append(
+            pytest.mark.skipif(bool(fault), reason=f"runs programs, and there is no sandbox: {fault}")
+        )
+    return found
+
+
 def play(path: Path, slow: bool, answer):
     "In the fresh process: run the notebook, and answer whether all of it held"
     from nbdev.test import test_nb
@@ -39,12 +52,7 @@ def play(path: Path, slow: bool, answer):
 
 @pytest.mark.parametrize(
     "path",
-    [
-        pytest.param(
-            p, id=str(p.relative_to(ROOT / "nbs").with_suffix("")), marks=[pytest.mark.slow] * is_slow(p)
-        )
-        for p in NOTEBOOKS
-    ],
+    [pytest.param(p, id=str(p.relative_to(ROOT / "nbs").with_suffix("")), marks=marks(p)) for p in NOTEBOOKS],
 )
 def test_notebook(path, request):
     ours, theirs = fresh.Pipe(duplex=False)
