@@ -28,6 +28,8 @@ _MODULES = {
     "text_agents": ["PureTextAgentParameters"],
     "language_models": ["ChatModel", "ChatReply", "ChatRequest", "Sampling", "register_chat_model"],
     "spending": ["Chat", "Ledger", "SpendingLimitReached", "build_chat"],
+    "code_validation": ["CodeValidationAgentParameters"],
+    "text_scenario": ["TextScenario"],
     "scenario": ["ScenarioInstance", "build_scenario_instance", "register_scenario"],
     "parity": ["ParityAgentParameters"],
     "graph_isomorphism": ["GraphIsomorphismAgentParameters"],

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from fastcore.basics import patch
-from .expert_iteration import ExpertIterationTrainer
 from tensordict import TensorDictBase
 
+from .expert_iteration import ExpertIterationTrainer
 from .parameters import Parameters, param, register_parameters
 from .settings import derive_seed, generator
 from .statistics import mean, std

@@ -112,11 +112,12 @@ def explain(self: ReplyFormat) -> str:
         grades = f"a whole number from {words[0]} (certainly wrong) to {words[-1]} (certainly right)"
         options = grades if words[0].isdigit() else f"one of: {', '.join(words)}"
         two = " or ".join(f'"Decision: {word}"' for word in reversed(words))
-        lines.append(
-            f"To decide, write {two} and nothing else."
+        how = (
+            f"write {two} and nothing else."
             if len(words) == 2
-            else f'To decide, write "Decision: " and {options}. Write nothing else then.'
+            else f'write "Decision: " and {options}. Write nothing else then.'
         )
+        lines.append(f"To decide, {how}" if self.must_decide else f"If you have no more questions, {how}")
     return "\n".join(lines)
 
 
