@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -31,9 +32,9 @@ from .tracking import whole_folder
 
 # %% auto #0
 __all__ = ['embedded_models', 'SMOLLM2', 'SMOLLM2_HASH', 'CHATML', 'RESIDENT', 'loaded_models', 'model_path', 'quiet',
-           'file_hash', 'convert_gguf', 'packaged', 'make_smollm2', 'byte_tokenizer', 'make_tiny', 'tiny_conversations',
-           'make_default_tiny', 'plain_messages', 'Line', 'nucleus', 'draw_tokens', 'penalised', 'LocalModel',
-           'split_name', 'jobs_dir', 'adapter_folder', 'local_model', 'TransformersModel']
+           'file_hash', 'convert_gguf', 'packaged', 'make_smollm2', 'byte_tokenizer', 'make_tiny', 'even_question',
+           'even_answer', 'tiny_conversations', 'make_default_tiny', 'plain_messages', 'Line', 'nucleus', 'draw_tokens',
+           'penalised', 'LocalModel', 'split_name', 'jobs_dir', 'adapter_folder', 'local_model', 'TransformersModel']
 
 # %% ../nbs/42b_local_models.ipynb #c005
 embedded_models = Registry("embedded model")
@@ -60,10 +61,11 @@ def model_path(
 
 
 def quiet():
-    "No progress bars from transformers: the weights of small models load at once"
+    "No progress bars from transformers, and no word of what will change in its next version"
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def file_hash(path: Path) -> str:
@@ -168,9 +170,9 @@ def make_tiny(
             tokenizer.apply_chat_template(c[:-1], add_generation_prompt=True, return_dict=False)
             for c in batch
         ]
-        tails = [tokenizer(c[-1]["content"] + tokenizer.eos_token)["input_ids"] for c in batch]
-        tokens = _padded([h + t for h, t in zip(heads, tails)], 0)
-        labels = _padded([[-100] * len(h) + t for h, t in zip(heads, tails)], -100)
+        texts = [tokenizer.apply_chat_template(c, return_dict=False) for c in batch]
+        tokens = _padded(texts, 0)
+        labels = _padded([[-100] * len(h) + text[len(h) :] for h, text in zip(heads, texts)], -100)
         model(input_ids=tokens, attention_mask=(tokens != 0).long(), labels=labels).loss.backward()
         optimizer.step(), schedule.step(), optimizer.zero_grad()
     quiet()
@@ -191,18 +193,23 @@ def _small_llama(tokenizer, hidden_size: int, num_layers: int, seed: int):
         return LlamaForCausalLM(config)
 
 # %% ../nbs/42b_local_models.ipynb #c016
+def even_question(number: int) -> list[dict[str, str]]:
+    "What the model `tiny` can be asked"
+    return [{"role": "user", "content": f"Is {number} even?"}]
+
+
+def even_answer(number: int, verdict: str | None = None) -> str:
+    "What it could say: the last digit and the right verdict, or another"
+    return f"{number % 10}: {verdict or ('no' if number % 2 else 'yes')}."
+
+
 def tiny_conversations(number: int, seed: int = 0) -> Iterator[list[dict[str, str]]]:
-    "Conversations that the model `tiny` is made of: last digits, and guesses at whether a number is even"
+    "Conversations that the model `tiny` is made of: last digits, and guesses"
     draw = random.Random(seed)
     for _ in range(number):
         value = draw.randrange(10 ** draw.randint(1, 4))
-        asked, said = draw.choice(
-            [
-                (f"What is the last digit of {value}?", f"{value % 10}."),
-                (f"Is {value} even?", draw.choice(["Yes.", "No."])),
-            ]
-        )
-        yield [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+        answer = even_answer(value, draw.choice(["yes", "no"]))
+        yield [*even_question(value), {"role": "assistant", "content": answer}]
 
 
 @embedded_models.register("tiny")

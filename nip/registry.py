@@ -65,7 +65,7 @@ COMPONENT_MODULES += [
     "nip.reinforce",
 ]
 COMPONENT_MODULES += ["nip.stackelberg", "nip.solo"]
-COMPONENT_MODULES += ["nip.local_models"]
+COMPONENT_MODULES += ["nip.local_models", "nip.fine_tuning", "nip.local_fine_tuning"]
 _loaded: set[str] = set()  # Modules and entry points loaded already, or being loaded further up the stack
 
 # %% ../nbs/00_registry.ipynb #c010

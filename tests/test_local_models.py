@@ -1,6 +1,7 @@
 """A local model's replies against what the model itself says: PyTorch's forward pass, transformers' own generation."""
 
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,7 +12,7 @@ from nip.local_models import LocalModel, TransformersModel, local_model, model_p
 from nip.parameters import ParameterError
 
 transformers = pytest.importorskip("transformers")
-TEXTS = ["Is 4 even?", "What is the last digit of 1234?", "Tell me of foxes, of hens, and of the night.", "?"]
+TEXTS = ["Is 4 even?", "Is 1234 even?", "Tell me of foxes, of hens, and of the night.", "?"]
 
 
 def ask(text, **sampling) -> ChatRequest:
@@ -71,13 +72,13 @@ def test_a_reply_depends_on_its_request_alone(tiny):
 
 def test_draws_have_the_model_s_probabilities(tiny):
     (told,) = tiny.answer_all([ask("Is 10 even?", temperature=0, top_logprobs=2)])
-    probs = {w["token"]: torch.tensor(w["logprob"]).exp().item() for w in told.logprobs[0]["top_logprobs"]}
-    draws = tiny.answer_all(
-        [ask("Is 10 even?", seed=seed, max_tokens=1) for seed in range(400)], batch_size=200
-    )
+    probs = {w["token"]: math.exp(w["logprob"]) for w in told.logprobs[3]["top_logprobs"]}
+    assert set(probs) == {"y", "n"} and sum(probs.values()) > 0.95
+    requests = [ask("Is 10 even?", seed=seed, max_tokens=4) for seed in range(400)]
+    draws = [reply.text for reply in tiny.answer_all(requests, batch_size=200) if reply.text[:3] == "0: "]
     for token, prob in probs.items():
-        share = sum(reply.text == token for reply in draws) / 400
-        assert abs(share - prob) < 4 * (prob * (1 - prob) / 400) ** 0.5
+        share = sum(text[3] == token for text in draws) / len(draws)
+        assert abs(share - prob) < 4 * (prob * (1 - prob) / len(draws)) ** 0.5
 
 
 def test_threads_share_one_model(tiny):
@@ -96,17 +97,17 @@ def test_a_model_loaded_again_gives_the_same_bits(tiny):
 
 
 def test_stop_and_length(tiny):
-    text = "What is the last digit of 58?"
+    text = "Is 58 even?"
     whole, stopped, cut = tiny.answer_all(
         [
             ask(text, temperature=0),
-            ask(text, temperature=0, stop=("x", ".")),
-            ask(text, temperature=0, max_tokens=1),
+            ask(text, temperature=0, stop=("x", ":")),
+            ask(text, temperature=0, max_tokens=2),
         ]
     )
-    assert (whole.text, whole.finish_reason) == ("8.", "stop")
-    assert (stopped.text, stopped.finish_reason) == ("8", "stop")
-    assert (cut.text, cut.finish_reason, cut.completion_tokens) == ("8", "length", 1)
+    assert (whole.text[:3], whole.text[-1], whole.finish_reason) == ("8: ", ".", "stop")
+    assert (stopped.text, stopped.finish_reason, stopped.completion_tokens) == ("8", "stop", 2)
+    assert (cut.text, cut.finish_reason, cut.completion_tokens) == ("8:", "length", 2)
 
 
 def test_a_prompt_beyond_the_context_is_refused(tiny):
