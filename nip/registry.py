@@ -76,6 +76,9 @@ COMPONENT_MODULES += [
     "nip.expert_iteration",
     "nip.malt",
     "nip.code_validation",
+    "nip.local_models",
+    "nip.fine_tuning",
+    "nip.local_fine_tuning",
 ]
 _loaded: set[str] = set()  # Modules and entry points loaded already, or being loaded further up the stack
 
