@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.util import find_spec
 from math import ceil
 from typing import Any
 
@@ -236,10 +239,20 @@ class OpenAIFineTuner(FineTuner):
         rate_limit_wait: float = 3600.0,  # Seconds until a job is tried again that was one too many
         **options,  # For `openai.OpenAI`: `base_url`, `api_key`
     ):
+        super().__init__(settings)
+        self.rate_limit_wait, self.options = rate_limit_wait, options
+
+    @cached_property
+    def client(self):
         from openai import OpenAI
 
-        super().__init__(settings)
-        self.rate_limit_wait, self.client = rate_limit_wait, OpenAI(**options)
+        return OpenAI(**self.options)
+
+    def check(self, parameters: FineTuningParameters):
+        if not find_spec("openai"):
+            raise ParameterError("model_provider", "OpenAI", "needs a package: pip install nip[openai]")
+        if not (self.options.get("api_key") or os.environ.get("OPENAI_API_KEY")):
+            raise ParameterError("model_provider", "OpenAI", "needs a key in OPENAI_API_KEY")
 
     def create(self, job: FineTuningJob) -> str:
         from openai import RateLimitError
