@@ -66,7 +66,7 @@ class ExpertIterationTrainer(TextRlTrainer):
     parameter_groups = (*TextRlTrainer.parameter_groups, "pure_text_ei")
 
     def lines(self, group) -> list[dict[str, Any]]:
-        return [line for agent in group.agents for line in examples(self.chosen(agent), agent)]
+        return [line for agent in group.agent_names for line in examples(self.chosen(agent), agent)]
 
 # %% ../nbs/95a_expert_iteration.ipynb #c009
 @patch

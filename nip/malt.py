@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from tensordict import TensorDictBase
 
 from .expert_iteration import ExpertIterationTrainer
+from .fine_tuning import preference_line
 from .parameters import Parameters, param, register_parameters
 from .settings import derive_seed, generator
 from .statistics import mean, std
@@ -195,12 +196,7 @@ def pairs(
 
 def preference(better: dict[str, Any], worse: dict[str, Any]) -> dict[str, Any]:
     "A pair as a line of a data set for preference fine-tuning"
-    say = lambda turn: [{"role": "assistant", "content": turn["reply"].strip()}]
-    return {
-        "input": {"messages": better["prompt"]},
-        "preferred_output": say(better),
-        "non_preferred_output": say(worse),
-    }
+    return preference_line(better["prompt"], better["reply"].strip(), worse["reply"].strip())
 
 # %% ../nbs/95b_malt.ipynb #c016
 @register_trainer("pure_text_malt")
@@ -221,7 +217,7 @@ class MaltTrainer(ExpertIterationTrainer):
         return (
             super().lines(group)
             if self.is_warming_up
-            else [preference(*pair) for agent in group.agents for pair in self.pairs_of(agent)]
+            else [preference(*pair) for agent in group.agent_names for pair in self.pairs_of(agent)]
         )
 
 # %% ../nbs/95b_malt.ipynb #c017

@@ -22,6 +22,7 @@ from .environment import Environment
 from .messages import MessageSpace, TextSpace
 from .networks import PolicyHead, SoloHead, ValueHead
 from .parameters import ParameterError, scenarios, trainers
+from .pictures import picture
 from .protocol import ProtocolHandler, build_protocol_handler
 from .registry import html_table
 from .settings import ExperimentSettings, derive_seed, seeded
@@ -106,6 +107,14 @@ class Scenario:
 
     def make_whole(self, context: PartContext) -> AgentPart:
         raise NotImplementedError
+
+    def share_models(self, agents: dict[str, Agent]) -> dict | None:
+        "Groups of agents that share a language model, by name; None where agents are networks of their own"
+        return None
+
+    def html(self, instance: TensorDictBase, marks=None) -> str:
+        "An instance as HTML, with `marks` as `marked` takes them; its drawing, unless a scenario has something better"
+        return picture(lambda figure: self.draw(instance, marks, figure), 6, 3, "the instance")
 
     def message_mask(self, protocol: ProtocolHandler, td: TensorDictBase) -> Tensor:
         "What each agent may name: bool `[B agent channel position candidate]`; everything, unless a scenario knows better"
@@ -255,6 +264,7 @@ def stage_names(hyper_params) -> list[str]:
         "test data",
         "messages",
         *agents,
+        "shared models",
         "combined parts",
         "environments",
         "instance",
@@ -275,6 +285,7 @@ def build_stages(hyper_params, settings: ExperimentSettings | None = None, datas
         agents[name] = build_agent(scenario, protocol, spaces, name, part_names)
         yield f"agent {name}", agents[name]
     load_agents(hyper_params, agents, settings.run_store)
+    yield "shared models", (shared := scenario.share_models(agents))
     combined = combine_agents(scenario, protocol, spaces, agents)
     for module in combined.values():
         module.to(settings.device).eval()
@@ -282,7 +293,7 @@ def build_stages(hyper_params, settings: ExperimentSettings | None = None, datas
     num_envs = trainer_class.num_environments(hyper_params, protocol, train)
     environments = build_environments(hyper_params, settings, protocol, (train, test), spaces, num_envs)
     yield "environments", environments
-    yield "instance", ScenarioInstance(hyper_params, settings, scenario, protocol, train, test, spaces, agents, *environments, combined)  # fmt: skip
+    yield "instance", ScenarioInstance(hyper_params, settings, scenario, protocol, train, test, spaces, agents, *environments, combined, shared)  # fmt: skip
 
 # %% ../nbs/81_scenario.ipynb #c014
 def build_scenario_instance(

@@ -12,11 +12,11 @@ from typing import Any
 
 from fastcore.basics import patch
 
-from .agent_groups import PureTextAgentParameters
 from .checked import ParameterError
 from .fine_tuning import FineTuner, FineTuningJob, FineTuningParameters, JobStatus, fine_tuners, wait
 from .registry import html_table
 from .settings import ExperimentSettings
+from .text_agents import PureTextAgentParameters
 
 # %% auto #0
 __all__ = ['SHARED', 'FineTuningError', 'PureTextSharedModelGroup', 'await_jobs', 'shared_members', 'build_shared_model_groups']

@@ -9,15 +9,17 @@ import json
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
-from time import sleep
 from typing import Any
 
 import yaml
 from fastcore.basics import patch
 
+from .fine_tuning import supervised_line
 from .parameters import Parameters, param, register_parameters
 from .prompts import ReplyFormat, Said
 from .rollouts import VERDICTS
+from .settings import derive_seed
+from .shared_models import await_jobs
 from .spending import SpendingLimitReached, ledger_of
 from .text_games import RecordFile, deals, game_statistics, play_games
 from .tracking import atomic_write
@@ -66,7 +68,7 @@ class TextRlParameters(Parameters):
 def example(turn: dict[str, Any]) -> dict[str, Any]:
     "A turn as a line of a data set for supervised fine-tuning"
     before = [m | ({"weight": 0} if m["role"] == "assistant" else {}) for m in turn["prompt"]]
-    return {"messages": [*before, {"role": "assistant", "content": turn["reply"].strip()}]}
+    return supervised_line([*before, {"role": "assistant", "content": turn["reply"].strip()}])
 
 
 def examples(records: Iterable[dict[str, Any]], agent: str) -> list[dict[str, Any]]:
@@ -139,7 +141,6 @@ class TextRlTrainer(Trainer):
         "await_fine_tune_jobs",
     )
     method = "supervised"  # Of fine-tuning
-    seconds_between_polls = 1.0  # Of fine-tuning jobs
 
     @classmethod
     def part_names(cls, hyper_params) -> tuple[str, ...]:
@@ -163,17 +164,26 @@ class TextRlTrainer(Trainer):
 
     def __init__(self, instance, run=None):
         super().__init__(instance, run)
-        self.stage, self.model_groups, self.files = 0, instance.shared_model_groups or {}, {}
+        self.model_groups, self.files = instance.shared_model_groups or {}, {}
+        self.stage, self.jobs_begun = (
+            0,
+            [],
+        )  # Stages of the iteration that are done; groups whose job has begun
 
     def state(self) -> dict:
         groups = {name: group.state() for name, group in self.model_groups.items()}
-        return super().state() | {"stage": self.stage, "model_groups": groups}
+        return super().state() | {
+            "stage": self.stage,
+            "jobs_begun": list(self.jobs_begun),
+            "model_groups": groups,
+        }
 
     def load_state(self, state: dict) -> None:
         super().load_state(state)
-        self.stage = state["stage"]
+        self.stage, self.jobs_begun = state["stage"], list(state["jobs_begun"])
         for name, group in self.model_groups.items():
             group.load_state(state["model_groups"][name])
+        self.take_seats()
 
 # %% ../nbs/95_text_rl.ipynb #c016
 @patch
@@ -301,28 +311,31 @@ def test_during_training(self: TextRlTrainer) -> None:
 # %% ../nbs/95_text_rl.ipynb #c020
 @patch
 def create_fine_tune_jobs(self: TextRlTrainer) -> None:
-    "Begin to fine-tune every model that there is something to learn for"
-    for group in self.model_groups.values():
-        if group.begins(self.iteration):
-            group.create_job(
-                self.lines(group), self.method, self.iteration, self.run and self.run.dir / "fine_tuning"
-            )
+    "Begin to fine-tune every model that there is something to learn for; a job that was begun before the run was stopped is not begun again"
+    for name, group in self.model_groups.items():
+        if name not in self.jobs_begun and not group.frozen:
+            suffix = f"{self.run.id if self.run else 'test'}-{self.iteration}-{name}"
+            seed = derive_seed(self.hyper_params.seed, "fine-tuning", name, self.iteration) % 2**31
+            group.create_job(self.lines(group), self.method, suffix, seed)
+            self.jobs_begun.append(name)
             self.checkpoint()
 
 
 @patch
 def await_fine_tune_jobs(self: TextRlTrainer) -> None:
     "Wait until all are done, and let agents be what has come of them"
-    waiting = [group for group in self.model_groups.values() if group.is_at_work]
-    with self.settings.tqdm_func(total=len(waiting), desc="fine-tuning", unit="model", leave=False) as bar:
-        while waiting:
-            still = [group for group in waiting if not group.poll()]
-            bar.update(len(waiting) - len(still))
-            waiting = still
-            if waiting and self.stop:
-                raise Unfinished
-            if waiting:
-                sleep(self.seconds_between_polls)
+    if not await_jobs(self.model_groups.values(), self.settings):
+        raise Unfinished
+    self.jobs_begun = []
+    self.take_seats()
+
+
+@patch
+def take_seats(self: TextRlTrainer) -> None:
+    "Let each agent be the present model of its group"
+    for group in self.model_groups.values():
+        for name in group.agent_names:
+            self.instance.agents[name].whole.model_name = group.model
 
 # %% ../nbs/95_text_rl.ipynb #c021
 @patch

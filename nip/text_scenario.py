@@ -10,7 +10,7 @@ from functools import cached_property, partial
 
 from fastcore.basics import patch
 
-from .agents import PartContext
+from .agents import Agent, PartContext
 from .data import Dataset
 from .language_models import ChatModel
 from .messages import TextSpace
@@ -18,6 +18,7 @@ from .parameters import ParameterError
 from .prompts import Speaker, templates_for
 from .protocol import ProtocolHandler, build_protocol_handler, verdict_scales
 from .scenario import Scenario
+from .shared_models import PureTextSharedModelGroup, build_shared_model_groups
 from .spending import Ledger, build_chat, ledger_of
 from .text_agents import TextAgent
 
@@ -122,6 +123,13 @@ def connect(self: TextScenario, agent: str, name: str) -> ChatModel:
             p.model_provider, name, self.settings, agent, self.ledger, **options
         )
     return self.models[agent, name]
+
+
+@patch
+def share_models(self: TextScenario, agents: Mapping[str, Agent]) -> dict[str, PureTextSharedModelGroup]:
+    "Groups of agents that are one model; a random agent is none"
+    models = {name: agent.params for name, agent in agents.items() if not agent.params.is_random}
+    return build_shared_model_groups(models, self.hyper_params.fine_tuning, self.settings)
 
 
 @patch
