@@ -49,7 +49,7 @@ class Endpoint:
     key: str  # Environment variable with the key
     names: Mapping[str, str | None] = field(
         default_factory=dict
-    )  # Its names of parameters; None: it knows no such thing
+    )  # Its names of parameters; None: it has none
 
     @property
     def is_own(self) -> bool:
@@ -344,6 +344,9 @@ def answers(self: OpenAIModel, requests: Iterable[ChatRequest]) -> Iterator[tupl
                 over.set()
             else:
                 yield place, future.result()
+    except KeyboardInterrupt:
+        yield from [(running[f], f.result()) for f in [*running] if not f.cancel() and not f.exception()]
+        raise
     finally:
         for future in running:
             future.cancel()
@@ -411,7 +414,7 @@ def error(self: OpenAIModel, failure: Failure, failures: Counter) -> ChatError:
         return RequestRefused(f"{why}; {remedy.format(key=self.endpoint.key)}")
     budget = {"wait": "num_api_generation_timeouts", "error": "num_api_connection_errors"}[failure.kind]
     return ServerFailed(
-        f"{why}, after {failures.total()} attempts; is {self.url} well? {budget} is how often it may fail"
+        f"{why}, after {failures.total()} attempts; is {self.url} well? so often it may fail: {budget}"
     )
 
 # %% ../nbs/42a_chat_clients.ipynb #c031

@@ -101,11 +101,23 @@ def test_refused_is_not_asked_again_and_says_what_to_do(server, fault, tmp_path,
 def test_budget(server, fault, budget, tmp_path):
     chat = Chat(model_at(server, timeout=0.1, **{budget: 2}), store=tmp_path / "r.jsonl")
     with pytest.raises(
-        ServerFailed, match=f"after 3 attempts; is {server.url} well\\? {budget} is how often"
+        ServerFailed, match=f"after 3 attempts; is {server.url} well\\? so often it may fail: {budget}"
     ):
         chat.answer_all([ask("a"), ask(f"fail: {fault}...; b"), ask("c")])
     assert server.times[f"fail: {fault}...; b"] == 3
     assert sorted(reply.text for _, reply in chat.store) == ["A", "C"]
+
+
+def test_interrupt_takes_what_has_come(server):
+    replies = model_at(server).answers([*(ask(f"{i}") for i in range(5)), ask("fail: hang...; b")])
+    texts = [next(replies)[1].text]
+    while server.times["fail: hang...; b"] == 0 or len(server.answered) < 5:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    texts.append(replies.throw(KeyboardInterrupt)[1].text)
+    with pytest.raises(KeyboardInterrupt):
+        texts += (reply.text for _, reply in replies)
+    assert sorted(texts) == list("01234")
 
 
 def test_nobody_there(server, tmp_path):
@@ -368,7 +380,7 @@ def write_many(path: str, name: str):
 @needs_fork
 def test_processes_share_a_store(tmp_path):
     path = tmp_path / "r.jsonl"
-    path.write_bytes(b'{"key": "torn')
+    path.write_bytes(b'{"key": "torn')  # a process was killed
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=write_many, args=(str(path), name)) for name in "abc"]
     for process in processes:
@@ -380,7 +392,8 @@ def test_processes_share_a_store(tmp_path):
     for process in processes:
         process.join()
     assert all(len(reader.get("m", request).text) == size for request, size in wanted)
-    assert len([json.loads(line) for line in path.read_text().splitlines()]) == 120
+    torn, *lines = path.read_text().splitlines()
+    assert torn == '{"key": "torn' and len([json.loads(line) for line in lines]) == 120
 
 
 def test_lines_that_are_no_record_are_passed_over(tmp_path):
@@ -389,11 +402,14 @@ def test_lines_that_are_no_record_are_passed_over(tmp_path):
     with store.path.open("ab") as file:
         file.write(b'<<<<<<< merge\n[1]\n{"other": 1}\n\n')
     store.put("m", ask("b"), ChatReply("B"))
+    os.truncate(store.path, store.path.stat().st_size - 1)  # an editor took the last line break away
+    assert ReplyStore(store.path).get("m", ask("b")).text == "B"
+    store.put("m", ask("c"), ChatReply("C"))
     fresh = ReplyStore(store.path)
-    assert [fresh.get("m", ask(text)).text for text in "ab"] == ["A \ud800 ü", "B"] and fresh.get(
+    assert [fresh.get("m", ask(text)).text for text in "abc"] == ["A \ud800 ü", "B", "C"] and fresh.get(
         "n", ask("a")
     ) is None
-    assert [reply.text for _, reply in fresh] == ["A \ud800 ü", "B"]
+    assert [reply.text for _, reply in fresh] == ["A \ud800 ü", "B", "C"]
 
 
 def test_where_replies_are_kept(tmp_path, monkeypatch):
