@@ -13,6 +13,8 @@ import threading
 import time
 import traceback
 from collections import Counter
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,15 @@ from chat_server import FAULTS, ChatServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nip.chat_clients import Backoff, OpenAIModel, RequestRefused, ServerFailed, chat_model, register_endpoint
+from nip.chat_clients import (
+    Backoff,
+    OpenAIModel,
+    RequestRefused,
+    ServerFailed,
+    chat_model,
+    register_endpoint,
+    retry_after,
+)
 from nip.checked import ParameterError
 from nip.language_models import ChatReply, ChatRequest, ReplyStore, Sampling, ScriptedModel
 from nip.parameters import chat_models
@@ -29,7 +39,7 @@ from nip.spending import Chat, Ledger, SpendingLimitReached, build_chat, store_o
 
 SECRET = "sk-very-secret-0123456789"
 REFUSED = {"400": "change the request", "401": "check the key in VLLM_API_KEY", "403": "may not use this model",
-           "404": "check model_name and the address", "429 quota": "quota is used up"}  # fmt: skip
+           "404": "check model_name and the address", "429 quota": "quota is used up", "429 long": "go on another day"}  # fmt: skip
 PASSING = [name for name in FAULTS if name not in REFUSED]
 QUICK = Backoff(0.001, 0.01)
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -196,6 +206,16 @@ def test_in_a_forked_process(server):
     process.start()
     assert queue.get(timeout=20) == "AFTER"
     process.join()
+
+
+def test_how_long_a_server_asks_to_wait():
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    assert 27 < retry_after({"retry-after": soon}) <= 30
+    assert retry_after({"retry-after-ms": "250", "retry-after": "9"}) == 0.25
+    odd = ["", "-3", "nan", "inf", "1e999", "soon", "Thu, 99 Foo"]
+    assert [retry_after({"retry-after": said}) + retry_after({"retry-after-ms": said}) for said in odd] == [
+        0
+    ] * len(odd)
 
 
 def test_server_says_how_long_to_wait(server):
