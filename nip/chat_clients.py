@@ -35,7 +35,7 @@ from .settings import ExperimentSettings
 from .wandb_tracking import read_env
 
 # %% auto #0
-__all__ = ['PRICES', 'REMEDIES', 'FINISHED', 'logger', 'Endpoint', 'is_local', 'price_of', 'cost', 'ServerFailed',
+__all__ = ['PRICES', 'LONGEST_WAIT', 'REMEDIES', 'FINISHED', 'logger', 'Endpoint', 'is_local', 'price_of', 'cost', 'ServerFailed',
            'RequestRefused', 'Malformed', 'Failure', 'failure_of', 'said_in', 'retry_after', 'Backoff', 'body_of',
            'reply_of', 'logprobs_of', 'in_background', 'OpenAIModel', 'pause', 'register_endpoint', 'chat_model']
 
@@ -49,7 +49,7 @@ class Endpoint:
     key: str  # Environment variable with the key
     names: Mapping[str, str | None] = field(
         default_factory=dict
-    )  # Its names of parameters; None: it knows no such thing
+    )  # Its names of parameters; None: it has none
 
     @property
     def is_own(self) -> bool:
@@ -115,6 +115,7 @@ class Failure:
     at_least: float = 0.0  # Seconds that the server asks to wait
 
 
+LONGEST_WAIT = 3600.0  # Seconds: a server that asks for more is not waited for
 REMEDIES = {
     400: "change the request or the model's parameters",
     401: "check the key in {key}",
@@ -123,7 +124,7 @@ REMEDIES = {
     404: "check model_name and the address",
     413: "the messages are too long",
     422: "change the request or the model's parameters",
-    429: "the account's quota is used up: add credit, or wait for the next month",
+    429: "the account's quota is used up: add credit, or go on another day",
 }
 
 # %% ../nbs/42a_chat_clients.ipynb #c013
@@ -135,9 +136,10 @@ def failure_of(error: Exception) -> Failure | None:
         return Failure("wait", "no reply in time")
     if isinstance(error, openai.APIStatusError):
         why = f"{error.status_code}, {said_in(error.body) or error.message}"
-        no_use = error.status_code == 429 and "insufficient_quota" in (error.code, error.type)
+        wait = retry_after(error.response.headers)
+        no_use = wait > LONGEST_WAIT or "insufficient_quota" in (error.code, error.type)
         if error.status_code in (408, 429, 503) and not no_use:
-            return Failure("wait", why, retry_after(error.response.headers))
+            return Failure("wait", why, wait)
         return Failure("error" if error.status_code >= 500 or error.status_code == 409 else "refused", why)
     if isinstance(error, openai.APIConnectionError):
         return Failure("error", f"no connection ({type(error.__cause__ or error).__name__})")
@@ -153,15 +155,15 @@ def said_in(body) -> str | None:
 
 # %% ../nbs/42a_chat_clients.ipynb #c014
 def retry_after(headers: Mapping[str, str]) -> float:
-    "Seconds that a server asks to wait: a number, or a date"
-    with suppress(KeyError, ValueError):
-        return max(float(headers["retry-after-ms"]) / 1000, 0.0)
-    said = headers.get("retry-after", "")
-    with suppress(ValueError):
-        return max(float(said), 0.0) if math.isfinite(float(said)) else 0.0
+    "Seconds that a server asks to wait: milliseconds, a number, or a date; 0 where that makes no sense"
+    said, wait = headers.get("retry-after", ""), 0.0
     with suppress(ValueError, TypeError):
-        return max((parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds(), 0.0)
-    return 0.0
+        wait = (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds()
+    with suppress(ValueError):
+        wait = float(said)
+    with suppress(ValueError, KeyError):
+        wait = float(headers["retry-after-ms"]) / 1000
+    return max(wait, 0.0) if math.isfinite(wait) else 0.0
 
 # %% ../nbs/42a_chat_clients.ipynb #c016
 @dataclass(frozen=True)
@@ -344,6 +346,9 @@ def answers(self: OpenAIModel, requests: Iterable[ChatRequest]) -> Iterator[tupl
                 over.set()
             else:
                 yield place, future.result()
+    except KeyboardInterrupt:
+        yield from [(running[f], f.result()) for f in [*running] if not f.cancel() and not f.exception()]
+        raise
     finally:
         for future in running:
             future.cancel()
@@ -411,7 +416,7 @@ def error(self: OpenAIModel, failure: Failure, failures: Counter) -> ChatError:
         return RequestRefused(f"{why}; {remedy.format(key=self.endpoint.key)}")
     budget = {"wait": "num_api_generation_timeouts", "error": "num_api_connection_errors"}[failure.kind]
     return ServerFailed(
-        f"{why}, after {failures.total()} attempts; is {self.url} well? {budget} is how often it may fail"
+        f"{why}, after {failures.total()} attempts; is {self.url} well? so often it may fail: {budget}"
     )
 
 # %% ../nbs/42a_chat_clients.ipynb #c031

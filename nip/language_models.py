@@ -20,8 +20,8 @@ from filelock import FileLock
 from .parameters import chat_models
 
 # %% auto #0
-__all__ = ['Sampling', 'ChatRequest', 'ChatReply', 'ReplyStore', 'end_of_lines', 'kept_reply', 'ChatModel', 'ChatError',
-           'register_chat_model', 'ScriptedModel', 'in_turn', 'recorded']
+__all__ = ['Sampling', 'ChatRequest', 'ChatReply', 'ReplyStore', 'kept_reply', 'ChatModel', 'ChatError', 'register_chat_model',
+           'ScriptedModel', 'in_turn', 'recorded']
 
 # %% ../nbs/42_language_models.ipynb #c005
 @dataclass(frozen=True)
@@ -85,29 +85,13 @@ class ReplyStore:
         record = {"key": request.key(model), "model": model, **asdict(request), "reply": asdict(reply)}
         line = json.dumps(record).encode() + b"\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            self._lock,
-            FileLock(self.path.with_name(f".{self.path.name}.lock")),
-            self.path.open("a+b", 0) as file,
-        ):
-            size = file.seek(0, os.SEEK_END)
-            whole = end_of_lines(file, size)
-            if whole < size:
-                file.truncate(whole)
+        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
+        with self._lock, lock, self.path.open("a+b", buffering=0) as file:
+            if size := file.seek(0, os.SEEK_END):
+                file.seek(size - 1)
+                line = line if file.read() == b"\n" else b"\n" + line  # behind what a killed process began
             while line:
                 line = line[file.write(line) :]
-
-
-def end_of_lines(file, size: int) -> int:
-    "Where the last whole line of an open file of `size` bytes ends"
-    step = 4096
-    while size:
-        start = max(size - step, 0)
-        file.seek(start)
-        if (found := file.read(size - start).rfind(b"\n")) >= 0:
-            return start + found + 1
-        size = start
-    return 0
 
 # %% ../nbs/42_language_models.ipynb #c011
 def kept_reply(record: dict) -> ChatReply:
@@ -123,11 +107,11 @@ def _records(self: ReplyStore, start: int = 0) -> Iterator[tuple[int, int, dict]
     with self.path.open("rb") as file:
         file.seek(start)
         for line in file:
-            if not line.endswith(b"\n"):
-                return  # still being written, or torn
             try:
                 record = json.loads(line)
             except ValueError:
+                if not line.endswith(b"\n"):
+                    return  # still being written, or torn
                 record = {}
             if isinstance(record, dict) and "key" in record:
                 yield start, start + len(line), record
@@ -155,10 +139,10 @@ def get(self: ReplyStore, model: str, request: ChatRequest) -> ChatReply | None:
             return kept_reply(json.loads(file.readline()))
 
 # %% ../nbs/42_language_models.ipynb #c012
-@patch(as_prop=True)
-def models(self: ReplyStore) -> set[str]:
-    "The models of which there are replies"
-    return {record["model"] for _, _, record in self._records()}
+@patch
+def knows(self: ReplyStore, model: str) -> bool:
+    "Whether there are replies of a model"
+    return any(record["model"] == model for _, _, record in self._records())
 
 
 @patch
@@ -175,12 +159,10 @@ def __repr__(self: ReplyStore) -> str:
 
 # %% ../nbs/42_language_models.ipynb #c016
 class ChatModel:
-    "A model called `name`, of some provider"
+    "A model called `name`, of some provider; `options` are whatever else it is given, the run's `settings` among them"
 
-    price: tuple[float, float] | None = (
-        None  # US dollars per million tokens read, and written; None: nobody knows
-    )
-    keep_replies = False  # Whether replies are kept on disk: not where the name may answer otherwise tomorrow
+    price: tuple[float, float] | None = None  # US dollars per million tokens read, and written; None: unknown
+    keep_replies = False  # Whether replies may be kept on disk: not if it may answer otherwise tomorrow
 
     def __init__(self, name: str, **options):
         self.name, self.options = name, options
@@ -226,7 +208,7 @@ class ScriptedModel(ChatModel):
         replies: Iterable[str]
         | Callable[[ChatRequest], str | ChatReply]
         | str
-        | Path = (),  # Text is the name of a file
+        | Path = (),  # Or a file's name
         **options,
     ):
         super().__init__(name, **options)

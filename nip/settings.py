@@ -68,7 +68,7 @@ class ExperimentSettings(Parameters):
     num_api_generation_timeouts: int = param(100, ge=0)  # Timeouts and rate limits that a request may meet
     num_api_connection_errors: int = param(10, ge=0)  # Lost connections and server errors that it may meet
     response_cache: str | None = (
-        None  # Folder or `.jsonl` file of paid replies; None: in the data folder; "off": none
+        None  # Folder or `.jsonl` file of servers' replies; None: data folder, paid ones only; "off": none
     )
     spending_limit: float | None = param(None, ge=0)  # US dollars for language models at which the run stops
     token_limit: int | None = param(None, ge=0)  # Tokens, read and written, at which the run stops

@@ -10,6 +10,7 @@ import math
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -63,9 +64,8 @@ class Ledger:
 @patch
 def count(self: Ledger, agent: str, reply: ChatReply):
     "Write down a reply to an agent"
-    new = (
-        {"cached": 1} if reply.cached else {"calls": 1} | {name: getattr(reply, name) for name in COUNTED[2:]}
-    )
+    told = {name: getattr(reply, name) for name in COUNTED[2:]}
+    new = {"cached": 1} if reply.cached else {"calls": 1, **told}
     with self._lock:
         line = self.agents.setdefault(agent, dict.fromkeys(COUNTED, 0))
         line |= {name: line[name] + number for name, number in new.items()}
@@ -88,7 +88,10 @@ def spent(self: Ledger) -> str | None:
 @patch
 def _repr_html_(self: Ledger) -> str:
     row = lambda name, line: [name] + [f"{line[n]:.4f}" if n == "cost" else f"{line[n]:g}" for n in COUNTED]
-    rows = [row(*item) for item in [*self.agents.items(), ("<b>all</b>", self.total)]]
+    rows = [
+        row(*item)
+        for item in [*((escape(n), line) for n, line in self.agents.items()), ("<b>all</b>", self.total)]
+    ]
     limit = self.spent or ""
     return html_table(["agent", *(n.replace("_", " ") for n in COUNTED[:-1]), "US dollars"], rows, limit)
 
@@ -113,9 +116,7 @@ class Chat(ChatModel):
         self.store = store if isinstance(store, ReplyStore | None) else ReplyStore(store)
         self.price, self.keep_replies = model.price, model.keep_replies
         if self.ledger.spending_limit is not None and model.price is None:
-            why = (
-                f"cannot be held: the price of {model.name!r} is not known; set it in nip.chat_clients.PRICES"
-            )
+            why = f"cannot be held: the price of {model.name!r} is unknown; set it in nip.chat_clients.PRICES"
             raise ParameterError("spending_limit", self.ledger.spending_limit, why)
 
     @property
@@ -124,7 +125,7 @@ class Chat(ChatModel):
 
     def check(self):
         "Raise `ParameterError` if the model cannot answer, and no replies of it are kept"
-        if not (self.store and any(model == self.identity for model in self.store.models)):
+        if not (self.store and self.store.knows(self.identity)):
             self.model.check()
 
     def answer_all(self, requests: list[ChatRequest]) -> list[ChatReply]:
@@ -183,9 +184,10 @@ def counted(
 # %% ../nbs/42c_spending.ipynb #c016
 def store_of(model: ChatModel, settings: ExperimentSettings) -> ReplyStore | None:
     "Where the replies of a model are kept"
-    if settings.response_cache == "off" or not model.keep_replies:
+    where, is_free = settings.response_cache, model.price == (0.0, 0.0)
+    if where == "off" or not model.keep_replies or (where is None and is_free):
         return None
-    where = Path(settings.response_cache or cache_dir() / "replies")
+    where = Path(where or cache_dir() / "replies")
     if where.suffix == ".jsonl":
         return ReplyStore(where)
     name = "".join(c if c.isalnum() or c in "-._" else "_" for c in model.identity)

@@ -18,6 +18,7 @@ FAULTS = {
     "429 after": lambda h: h.error(429, "Rate limit reached", {"Retry-After": "0.2"}),
     "429 date": lambda h: h.error(429, "Rate limit reached", {"Retry-After": "Thu, 01 Jan 2026 00:00:00 GMT"}),
     "429 nonsense": lambda h: h.error(429, "Rate limit reached", {"Retry-After": "soon"}),
+    "429 long": lambda h: h.error(429, "Daily limit reached", {"Retry-After": "40000"}),
     "429 quota": lambda h: h.error(429, "You exceeded your quota", code="insufficient_quota"),
     "500": lambda h: h.error(500, "Something went wrong"),
     "503": lambda h: h.error(503, "Overloaded"),

@@ -13,6 +13,8 @@ import threading
 import time
 import traceback
 from collections import Counter
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,15 @@ from chat_server import FAULTS, ChatServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nip.chat_clients import Backoff, OpenAIModel, RequestRefused, ServerFailed, chat_model, register_endpoint
+from nip.chat_clients import (
+    Backoff,
+    OpenAIModel,
+    RequestRefused,
+    ServerFailed,
+    chat_model,
+    register_endpoint,
+    retry_after,
+)
 from nip.checked import ParameterError
 from nip.language_models import ChatReply, ChatRequest, ReplyStore, Sampling, ScriptedModel
 from nip.parameters import chat_models
@@ -29,7 +39,7 @@ from nip.spending import Chat, Ledger, SpendingLimitReached, build_chat, store_o
 
 SECRET = "sk-very-secret-0123456789"
 REFUSED = {"400": "change the request", "401": "check the key in VLLM_API_KEY", "403": "may not use this model",
-           "404": "check model_name and the address", "429 quota": "quota is used up"}  # fmt: skip
+           "404": "check model_name and the address", "429 quota": "quota is used up", "429 long": "go on another day"}  # fmt: skip
 PASSING = [name for name in FAULTS if name not in REFUSED]
 QUICK = Backoff(0.001, 0.01)
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -101,11 +111,23 @@ def test_refused_is_not_asked_again_and_says_what_to_do(server, fault, tmp_path,
 def test_budget(server, fault, budget, tmp_path):
     chat = Chat(model_at(server, timeout=0.1, **{budget: 2}), store=tmp_path / "r.jsonl")
     with pytest.raises(
-        ServerFailed, match=f"after 3 attempts; is {server.url} well\\? {budget} is how often"
+        ServerFailed, match=f"after 3 attempts; is {server.url} well\\? so often it may fail: {budget}"
     ):
         chat.answer_all([ask("a"), ask(f"fail: {fault}...; b"), ask("c")])
     assert server.times[f"fail: {fault}...; b"] == 3
     assert sorted(reply.text for _, reply in chat.store) == ["A", "C"]
+
+
+def test_interrupt_takes_what_has_come(server):
+    replies = model_at(server).answers([*(ask(f"{i}") for i in range(5)), ask("fail: hang...; b")])
+    texts = [next(replies)[1].text]
+    while server.times["fail: hang...; b"] == 0 or len(server.answered) < 5:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    texts.append(replies.throw(KeyboardInterrupt)[1].text)
+    with pytest.raises(KeyboardInterrupt):
+        texts += (reply.text for _, reply in replies)
+    assert sorted(texts) == list("01234")
 
 
 def test_nobody_there(server, tmp_path):
@@ -184,6 +206,16 @@ def test_in_a_forked_process(server):
     process.start()
     assert queue.get(timeout=20) == "AFTER"
     process.join()
+
+
+def test_how_long_a_server_asks_to_wait():
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    assert 27 < retry_after({"retry-after": soon}) <= 30
+    assert retry_after({"retry-after-ms": "250", "retry-after": "9"}) == 0.25
+    odd = ["", "-3", "nan", "inf", "1e999", "soon", "Thu, 99 Foo"]
+    assert [retry_after({"retry-after": said}) + retry_after({"retry-after-ms": said}) for said in odd] == [
+        0
+    ] * len(odd)
 
 
 def test_server_says_how_long_to_wait(server):
@@ -368,7 +400,7 @@ def write_many(path: str, name: str):
 @needs_fork
 def test_processes_share_a_store(tmp_path):
     path = tmp_path / "r.jsonl"
-    path.write_bytes(b'{"key": "torn')
+    path.write_bytes(b'{"key": "torn')  # a process was killed
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=write_many, args=(str(path), name)) for name in "abc"]
     for process in processes:
@@ -380,7 +412,8 @@ def test_processes_share_a_store(tmp_path):
     for process in processes:
         process.join()
     assert all(len(reader.get("m", request).text) == size for request, size in wanted)
-    assert len([json.loads(line) for line in path.read_text().splitlines()]) == 120
+    torn, *lines = path.read_text().splitlines()
+    assert torn == '{"key": "torn' and len([json.loads(line) for line in lines]) == 120
 
 
 def test_lines_that_are_no_record_are_passed_over(tmp_path):
@@ -389,11 +422,14 @@ def test_lines_that_are_no_record_are_passed_over(tmp_path):
     with store.path.open("ab") as file:
         file.write(b'<<<<<<< merge\n[1]\n{"other": 1}\n\n')
     store.put("m", ask("b"), ChatReply("B"))
+    os.truncate(store.path, store.path.stat().st_size - 1)  # an editor took the last line break away
+    assert ReplyStore(store.path).get("m", ask("b")).text == "B"
+    store.put("m", ask("c"), ChatReply("C"))
     fresh = ReplyStore(store.path)
-    assert [fresh.get("m", ask(text)).text for text in "ab"] == ["A \ud800 ü", "B"] and fresh.get(
+    assert [fresh.get("m", ask(text)).text for text in "abc"] == ["A \ud800 ü", "B", "C"] and fresh.get(
         "n", ask("a")
     ) is None
-    assert [reply.text for _, reply in fresh] == ["A \ud800 ü", "B"]
+    assert [reply.text for _, reply in fresh] == ["A \ud800 ü", "B", "C"]
 
 
 def test_where_replies_are_kept(tmp_path, monkeypatch):
