@@ -86,7 +86,7 @@ def apps_problems(rows: Iterable[Mapping]) -> list[Problem]:
             )
     return found
 
-
+# %% ../nbs/43_bug_injection.ipynb #c008
 def testable_problems(dataset: str, split: str = "train") -> list[Problem]:
     "The problems of a set of programs that have tests"
     if dataset == "human_eval":
@@ -100,7 +100,7 @@ def testable_problems(dataset: str, split: str = "train") -> list[Problem]:
         )
     return found
 
-# %% ../nbs/43_bug_injection.ipynb #c010
+# %% ../nbs/43_bug_injection.ipynb #c012
 @dataclass
 class BugInjectionParameters(Parameters):
     "How mistakes are asked for"
@@ -121,7 +121,7 @@ class BugInjectionParameters(Parameters):
     max_tokens: int = param(2048, ge=1)  # Of a reply
     seed: int = 0  # Of the replies and of the choice of problems
 
-# %% ../nbs/43_bug_injection.ipynb #c011
+# %% ../nbs/43_bug_injection.ipynb #c013
 INSTRUCTION = """You are given a programming problem and a correct Python solution. Change the solution so that it is wrong.
 
 - The mistake is subtle: the program still runs, and gives right answers for most inputs. It is wrong for a few only.
@@ -146,7 +146,7 @@ def bug_request(problem: Problem, params: BugInjectionParameters, attempt: int) 
         messages, Sampling(temperature=params.temperature, max_tokens=params.max_tokens, seed=seed)
     )
 
-# %% ../nbs/43_bug_injection.ipynb #c013
+# %% ../nbs/43_bug_injection.ipynb #c015
 FENCED = re.compile(r"^```[^\n`]*\n(.*?)^```", re.M | re.S)
 
 
@@ -168,11 +168,11 @@ def read_reply(
         changed = ast.dump(ast.parse(source)) != ast.dump(ast.parse(original))
         compile(source, "reply", "exec")
         added = set(_comments(source)) - set(_comments(original))
-    except (SyntaxError, ValueError, tokenize.TokenError):
+    except (SyntaxError, ValueError, tokenize.TokenError, RecursionError, MemoryError):
         return None, "does not compile"
     return (None, "has new comments") if added else (source, "") if changed else (None, "is the same program")
 
-
+# %% ../nbs/43_bug_injection.ipynb #c017
 def judge(outcome: Outcome, asserts: int, params: BugInjectionParameters) -> str:
     "What is wrong with a wrong program; nothing (an empty text) where it is as wanted"
     if outcome.status == "passed":
@@ -186,13 +186,13 @@ def judge(outcome: Outcome, asserts: int, params: BugInjectionParameters) -> str
     few = outcome.failed <= min(params.max_failed, params.max_failed_share * asserts)
     return "" if few else "fails too many tests"
 
-# %% ../nbs/43_bug_injection.ipynb #c014
+# %% ../nbs/43_bug_injection.ipynb #c018
 def edit_distance(a: str, b: str) -> int:
     "Characters that are put in, taken out or replaced between two texts, as `difflib` aligns them"
     blocks = difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
     return sum(max(i2 - i1, j2 - j1) for tag, i1, i2, j1, j2 in blocks if tag != "equal")
 
-# %% ../nbs/43_bug_injection.ipynb #c017
+# %% ../nbs/43_bug_injection.ipynb #c021
 class _Case:
     "A problem that is being worked on"
 
@@ -214,7 +214,10 @@ class _Case:
             self.made.append(made)
             self.attempts = 0
 
-# %% ../nbs/43_bug_injection.ipynb #c018
+# %% ../nbs/43_bug_injection.ipynb #c022
+#| export
+
+# %% ../nbs/43_bug_injection.ipynb #c024
 def _row(problem: Problem, asserts: int | None, made: list[dict]) -> dict:
     right = {"solution": problem.solution} | ({} if asserts is None else {"passed": asserts, "failed": 0})
     return {"problem_id": problem.name, "question": problem.question, "difficulty": problem.difficulty, "flags": [],
@@ -238,7 +241,7 @@ def _attempt(cases: list[_Case], model: ChatModel, params: BugInjectionParameter
         else:
             case.accept(source, outcome, f"by {model.name}")
 
-# %% ../nbs/43_bug_injection.ipynb #c019
+# %% ../nbs/43_bug_injection.ipynb #c025
 def choose_problems(
     problems: Sequence[Problem], params: BugInjectionParameters
 ) -> list[tuple[Problem, bool]]:
@@ -253,7 +256,7 @@ def choose_problems(
             found += [(p, i < round(params.fraction_to_modify * len(some))) for i, p in enumerate(some)]
     return found
 
-
+# %% ../nbs/43_bug_injection.ipynb #c027
 def inject_bugs(
     model: ChatModel,  # Whom to ask
     problems: Sequence[Problem],  # Problems, right programs and tests
@@ -289,7 +292,7 @@ def inject_bugs(
                     bar.update()
     return file
 
-# %% ../nbs/43_bug_injection.ipynb #c020
+# %% ../nbs/43_bug_injection.ipynb #c028
 def _fates(batch: list[tuple[Problem, bool]], model: ChatModel, params: BugInjectionParameters, how: dict):
     "What becomes of each problem, as soon as it is known"
     cases = []

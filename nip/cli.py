@@ -167,7 +167,10 @@ def data_inject(args) -> int:
     "Make a set of right and wrong programs: ask a language model to hide mistakes, and prove them by tests"
     from nip.bug_injection import BugInjectionParameters, inject_bugs, testable_problems
     from nip.language_models import chat_models
+    from nip.parameters import ParameterError
 
+    if args.provider not in chat_models:
+        raise ParameterError("provider", args.provider, "is not a registered chat model", chat_models)
     params = BugInjectionParameters(**parse_changes(args.set))
     model = chat_models[args.provider](args.model)
     file = inject_bugs(model, testable_problems(args.source, args.split), args.folder, params, args.split)

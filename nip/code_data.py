@@ -50,7 +50,7 @@ class Problem(NamedTuple):
         "An answer, to be tested"
         return Program(source, self.tests, self.script)
 
-
+# %% ../nbs/35_code_data.ipynb #c007
 def _without_docstring(source: str, entry: str) -> str:
     function = [n for n in ast.parse(source).body if getattr(n, "name", "") == entry][-1]
     said, lines = function.body[0], source.splitlines(keepends=True)
@@ -72,7 +72,7 @@ def human_eval_problems() -> list[Problem]:
         found.append(Problem(name, question, solution.strip() + "\n", tests, entry))
     return found
 
-# %% ../nbs/35_code_data.ipynb #c008
+# %% ../nbs/35_code_data.ipynb #c010
 class Edit(NamedTuple):
     "A piece of text in place of bytes `start` to `end` of a source in UTF-8"
 
@@ -86,7 +86,7 @@ class Edit(NamedTuple):
         old = source.encode()
         return (old[: self.start] + self.text.encode() + old[self.end :]).decode()
 
-
+# %% ../nbs/35_code_data.ipynb #c012
 class _Text:
     "A source, addressed by its syntax tree"
 
@@ -116,7 +116,7 @@ class _Text:
         except (SyntaxError, ValueError):
             return None
 
-# %% ../nbs/35_code_data.ipynb #c010
+# %% ../nbs/35_code_data.ipynb #c014
 mutators = Registry("kind of mistake")
 SIGNS = {"<": ("<=", ">"), "<=": ("<", ">="), ">": (">=", "<"), ">=": (">", "<="), "==": ("!=", "<=", ">="), "!=": ("==",),
          "in": ("not in",), "not in": ("in",), "is": ("is not",), "is not": ("is",), "and": ("or",), "or": ("and",),
@@ -126,7 +126,7 @@ _SIGN = re.compile(
     "|".join(sorted((re.escape(sign).replace(r"\ ", r"\s+") for sign in SIGNS), key=len, reverse=True))
 )
 
-
+# %% ../nbs/35_code_data.ipynb #c016
 def _between(text: _Text, left: ast.AST, right: ast.AST) -> Iterator[tuple[int, int, str]]:
     "Other signs in place of the one that stands between two operands"
     start = text.span(left)[1]
@@ -156,7 +156,7 @@ def _arithmetic(node, text):
     if isinstance(node, ast.AugAssign):
         yield from _between(text, node.target, node.value)
 
-# %% ../nbs/35_code_data.ipynb #c012
+# %% ../nbs/35_code_data.ipynb #c018
 def _off_by_one(text: _Text, node: ast.AST) -> Iterator[tuple[int, int, str]]:
     simple = isinstance(node, ast.Name | ast.Call | ast.Subscript | ast.Attribute)
     if simple or (isinstance(node, ast.BinOp) and not isinstance(node.right, ast.Constant)):
@@ -175,7 +175,7 @@ def _constant(node, text):
         quote = text(node)[0]
         yield *text.span(node), f"{quote}{'' if node.value else ' '}{quote}"
 
-
+# %% ../nbs/35_code_data.ipynb #c020
 @mutators.register("bound")
 def _bound(node, text):
     if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "range":
@@ -196,7 +196,7 @@ def _index(node, text):
     if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Name | ast.BinOp):
         yield from _off_by_one(text, node.slice)
 
-# %% ../nbs/35_code_data.ipynb #c014
+# %% ../nbs/35_code_data.ipynb #c022
 ALIKE = [("min", "max"), ("any", "all"), ("floor", "ceil"), ("upper", "lower"), ("isupper", "islower"), ("find", "rfind"),
          ("startswith", "endswith"), ("lstrip", "rstrip"), ("keys", "values"), ("append", "extend"), ("isdigit", "isalpha"),
          ("sorted", "list"), ("set", "list"), ("round", "int"), ("isalpha", "isalnum"), ("index", "count")]  # fmt: skip
@@ -214,7 +214,7 @@ def _confusion(node, text):
     if isinstance(node, ast.Break | ast.Continue):
         yield *text.span(node), "continue" if isinstance(node, ast.Break) else "break"
 
-
+# %% ../nbs/35_code_data.ipynb #c024
 @mutators.register("order")
 def _order(node, text):
     pairs = []
@@ -240,7 +240,7 @@ def _sorting(node, text):
             end = text.span(node)[1] - 1
             yield end, end, ", reverse=True" if node.args or node.keywords else "reverse=True"
 
-# %% ../nbs/35_code_data.ipynb #c015
+# %% ../nbs/35_code_data.ipynb #c025
 def _simple(node: ast.AST) -> bool:
     return isinstance(node, ast.Name | ast.Call | ast.Subscript | ast.Attribute | ast.Constant)
 
@@ -256,7 +256,7 @@ def _forgotten_call(node, text):
             clear = text.tree_with(*place, bare) == text.tree_with(*place, f"({bare})")
             yield *place, bare if clear else f"({bare})"
 
-
+# %% ../nbs/35_code_data.ipynb #c027
 @mutators.register("negation")
 def _negation(node, text):
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
@@ -282,7 +282,7 @@ def _case(node, text):
     ):
         yield text.lines[node.lineno - 1], text.lines[node.end_lineno], ""
 
-# %% ../nbs/35_code_data.ipynb #c017
+# %% ../nbs/35_code_data.ipynb #c029
 def edits(
     source: str,  # Python
     entry: str = "",  # Leave alone what comes before this function
@@ -307,7 +307,7 @@ def _compiles(source: str) -> bool:
     except (SyntaxError, ValueError):
         return False
 
-# %% ../nbs/35_code_data.ipynb #c020
+# %% ../nbs/35_code_data.ipynb #c032
 MISTAKES_KEPT = 5
 
 
@@ -316,7 +316,7 @@ def is_wrong(outcome: Outcome, asserts: int) -> bool:
     tried = outcome.passed + outcome.failed == asserts
     return outcome.status == "failed" and tried and not {"time", "memory"} & set(outcome.kinds)
 
-
+# %% ../nbs/35_code_data.ipynb #c034
 def prove(
     problem: Problem,  # Whose solution is changed
     keep: int = MISTAKES_KEPT,  # How many mistakes, the subtlest ones
@@ -339,7 +339,7 @@ def prove(
 def _digest(text: str) -> str:
     return sha256(text.encode()).hexdigest()
 
-# %% ../nbs/35_code_data.ipynb #c022
+# %% ../nbs/35_code_data.ipynb #c036
 def read_lines(path: str | Path) -> list[dict]:
     "The whole lines of a JSONL file; a last one that was torn is passed over"
     found = []
@@ -363,7 +363,7 @@ def add_line(path: str | Path, row: Mapping):
         file.flush()
         os.fsync(file.fileno())
 
-
+# %% ../nbs/35_code_data.ipynb #c038
 def find_mistakes(
     problems: Sequence[Problem],  # Whose solutions are changed
     path: str | Path,  # A JSONL file with a line for each, as by `prove`, where it goes on
@@ -384,7 +384,7 @@ def find_mistakes(
                 add_line(path, done[problem.name])
     return [done[problem.name] for problem in problems]
 
-# %% ../nbs/35_code_data.ipynb #c024
+# %% ../nbs/35_code_data.ipynb #c040
 RECORD = Path(str(files("nip"))) / "human_eval_mistakes.jsonl"
 
 
@@ -392,7 +392,7 @@ def human_eval_mistakes() -> dict[str, dict[str, Any]]:
     "The record of proved mistakes for `human_eval_problems`, by problem"
     return {row["problem"]: row for row in read_lines(RECORD)}
 
-# %% ../nbs/35_code_data.ipynb #c028
+# %% ../nbs/35_code_data.ipynb #c044
 APPS_DIFFICULTIES = ("introductory", "interview", "competition")
 
 
@@ -412,7 +412,7 @@ class CodeValidationParameters(Parameters):
         1, ge=1, le=MISTAKES_KEPT
     )  # Wrong programs for each problem of "human_eval"
 
-
+# %% ../nbs/35_code_data.ipynb #c046
 code_sources = Registry("set of programs")
 
 
@@ -442,7 +442,7 @@ def test_rows(params: CodeValidationParameters) -> dict[str, list[dict]]:
                      "buggy_solutions": [{"solution": f"def add(x):\n    return x - {n}\n"}]}  # fmt: skip
     return {"train": [row(n) for n in range(1, 6)], "test": [row(n) for n in range(6, 11)]}
 
-# %% ../nbs/35_code_data.ipynb #c030
+# %% ../nbs/35_code_data.ipynb #c048
 HUB_SETS = ("lrhammond/buggy-apps", "codeparrot/apps")
 REVISIONS = {"codeparrot/apps": "refs/convert/parquet"}  # its main branch is a script, which is no longer run
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -464,7 +464,7 @@ def _from_disk(path: Path) -> dict[str, list[dict]]:
         )
     return {s: [row for file in some for row in _rows_of(file)] for s, some in named.items()}
 
-
+# %% ../nbs/35_code_data.ipynb #c050
 def _rows_of(file: Path) -> Iterable[dict]:
     if READERS[file.suffix] == "json":
         return read_lines(file)
@@ -483,7 +483,7 @@ def _from_hub(name: str) -> dict[str, Iterable[dict]]:
         why += "if it is private, or name a folder of JSONL or parquet files of the same form"
         raise ParameterError("dataset", name, why, list(code_sources)) from error
 
-# %% ../nbs/35_code_data.ipynb #c031
+# %% ../nbs/35_code_data.ipynb #c051
 def code_data_names() -> list[str]:
     "Names of sets of programs, to choose from"
     return [*code_sources, *HUB_SETS]
@@ -504,7 +504,7 @@ def source_rows(name: str, params: CodeValidationParameters) -> dict[str, Iterab
         return code_sources[name](params)
     return _from_disk(Path(name)) if Path(name).exists() else _from_hub(name)
 
-# %% ../nbs/35_code_data.ipynb #c033
+# %% ../nbs/35_code_data.ipynb #c053
 def listed_solutions(given, key: str = "solution") -> list[dict]:
     "Solutions as dicts, in whichever form a set holds them"
     given = json.loads(given or "[]") if isinstance(given, str) else given or []
@@ -517,7 +517,7 @@ def _is_flagged(row: Mapping) -> bool:
     flags = row.get("flags")
     return bool(flags) and flags not in ("[]", "{}", "None")
 
-
+# %% ../nbs/35_code_data.ipynb #c055
 def instances(rows: Iterable[Mapping], params: CodeValidationParameters) -> list[dict[str, Any]]:
     "Dicts of `question`, `solution`, `y`, `problem` and `kind` of mistake"
     found, skip = [], params.apps_solution_number
@@ -541,7 +541,7 @@ def instances(rows: Iterable[Mapping], params: CodeValidationParameters) -> list
                 )
     return found
 
-# %% ../nbs/35_code_data.ipynb #c035
+# %% ../nbs/35_code_data.ipynb #c057
 def _share(
     rows: Iterable[Mapping], name: str, split: str, test_size: float, tested: bool, validated: bool
 ) -> list[Mapping]:
@@ -555,7 +555,7 @@ def _share(
     parts = {"test": order[: cuts[0]], "validation": order[cuts[0] : cuts[1]], "train": order[cuts[1] :]}
     return [row for row in rows if row["question"] in set(parts[split])]
 
-
+# %% ../nbs/35_code_data.ipynb #c059
 def _balanced(points: list[dict], balance: bool) -> list[dict]:
     "In random order, classes in turn; with `balance`, as many of each, if there are two"
     shuffled = sorted(points, key=lambda p: derive_seed(0, "code data", p["question"], p["solution"]))
@@ -566,7 +566,7 @@ def _balanced(points: list[dict], balance: bool) -> list[dict]:
     ranked = [(rank, y, p) for y, points in enumerate(classes) for rank, p in enumerate(points)]
     return [p for *_, p in sorted(ranked, key=lambda item: item[:2])]
 
-# %% ../nbs/35_code_data.ipynb #c036
+# %% ../nbs/35_code_data.ipynb #c060
 SPLITS = ("train", "validation", "test")
 
 
@@ -592,7 +592,7 @@ def load_code_data(
         raise ParameterError("code_validation.apps_difficulty", params.apps_difficulty, why)
     return Dataset(_tensors(points), f"programs to be judged ({name}, {split})")
 
-
+# %% ../nbs/35_code_data.ipynb #c062
 def _slim(rows: Iterable[Mapping]) -> Iterable[Mapping]:
     "Without columns that are not asked for, such as a gigabyte of tests"
     wanted = ("problem_id", "question", "solutions", "buggy_solutions", "difficulty", "flags")

@@ -123,7 +123,7 @@ def __repr__(self: Dataset) -> str:
 @patch
 def _repr_html_(self: Dataset) -> str:
     code = lambda text: f"<code>{escape(str(text))}</code>"
-    kind = lambda value: str(getattr(value, "dtype", type(value).__name__)).removeprefix("torch.")
+    kind = lambda value: str(getattr(value, "dtype", None) or "text").removeprefix("torch.")
     row = lambda name, value: [code(name), kind(value), code(list(getattr(value, "shape", [])))]
     counts = ", ".join(f"{(self.td['y'] == y).sum()} of class {y}" for y in self.td["y"].unique().tolist())
     rows = [row(name, self.td.get(name)) for name in sorted(self.keys())]
