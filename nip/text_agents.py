@@ -47,6 +47,10 @@ class PureTextAgentParameters(AgentParameters):
     max_tokens_per_message: int | None = param(None, ge=1)  # Tokens it is held to; None: 1.5 per word
     num_invalid_generation_retries: int = param(20, ge=0)  # Further attempts at a reply that can be read
 
+    def _converted(self, name, value):
+        value = super()._converted(name, value)
+        return chat_models.spelling(value) if name == "model_provider" else value
+
     @property
     def max_tokens(self) -> int:
         "Tokens after which a reply is cut"
@@ -57,7 +61,7 @@ class PureTextAgentParameters(AgentParameters):
         "An agent without a model"
         return cls(use_dummy_api=True)
 
-# %% ../nbs/45_text_agents.ipynb #c007
+# %% ../nbs/45_text_agents.ipynb #c008
 @dataclass(frozen=True)
 class Asked:
     "A turn that an agent is to take"
@@ -80,7 +84,7 @@ class Reply:
     prompt_tokens: int = 0  # Of all attempts
     completion_tokens: int = 0  # Of all attempts
 
-# %% ../nbs/45_text_agents.ipynb #c008
+# %% ../nbs/45_text_agents.ipynb #c009
 class TextAgent(WholeAgent):
     "An agent whose turns are replies of a chat model"
 
@@ -106,7 +110,7 @@ class TextAgent(WholeAgent):
         "A turn in each game: `inputs` has a list for each of `in_keys`"
         return take_turns([(self, asked) for asked in self.asked(inputs)])
 
-# %% ../nbs/45_text_agents.ipynb #c009
+# %% ../nbs/45_text_agents.ipynb #c010
 @patch
 def asked(self: TextAgent, inputs: Mapping[str, list]) -> list[Asked]:
     "The turns that it is to take, one per game"
@@ -137,7 +141,7 @@ def reply(self: TextAgent, asked: Asked, answer: ChatReply, attempt: int) -> Rep
     return Reply(asked, said or Said(), answer.text, said is not None, attempt, answer.finish_reason == "length",
                  answer.prompt_tokens, answer.completion_tokens)  # fmt: skip
 
-# %% ../nbs/45_text_agents.ipynb #c011
+# %% ../nbs/45_text_agents.ipynb #c012
 def answers(turns: list[tuple[TextAgent, Asked]], attempt: int) -> list[ChatReply]:
     "One answer to each turn, from the models of their agents"
     found, by_model = [None] * len(turns), {}
@@ -156,7 +160,7 @@ def answers(turns: list[tuple[TextAgent, Asked]], attempt: int) -> list[ChatRepl
                     found[i] = reply
     return found
 
-# %% ../nbs/45_text_agents.ipynb #c012
+# %% ../nbs/45_text_agents.ipynb #c013
 def take_turns(turns: list[tuple[TextAgent, Asked]]) -> list[Reply]:
     "All these turns; a reply that cannot be read is asked for again"
     replies: list[Reply | None] = [None] * len(turns)
@@ -174,7 +178,7 @@ def take_turns(turns: list[tuple[TextAgent, Asked]]) -> list[Reply]:
         open_turns = [i for i in open_turns if not replies[i].is_valid and attempt <= retries(i)]
     return replies
 
-# %% ../nbs/45_text_agents.ipynb #c017
+# %% ../nbs/45_text_agents.ipynb #c018
 @patch
 def _repr_html_(self: TextAgent) -> str:
     p, names = self.context.params, human_names(self.speaker.protocol)
