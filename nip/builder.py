@@ -237,6 +237,7 @@ def refresh(self: Builder) -> None:
         self.inspector.refresh()
     elif self.tabs.value == "Assemble":
         self.loader.refresh()
+        self.form.show()
     elif self.tabs.value == "Runs":
         self.results.refresh()
     elif self.tabs.value == "Play":

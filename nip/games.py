@@ -539,19 +539,22 @@ class Play:
 @patch
 def refresh(self: Play) -> None:
     "Offer the runs that have checkpoints, the newest first"
-    was, runs = (
-        self.runs.value,
-        [r for r in map(self.store.open, reversed(self.store.ids())) if r.checkpoints],
-    )
-    self.runs.options = [(f"{r.id} ({r.status})", r.id) for r in runs]
-    self.runs.value = was if was in [r.id for r in runs] else runs[0].id if runs else None
-    self.notice.say("" if runs else "There are no runs yet to play against. Train one first.")
+    runs = [r for r in map(self.store.open, reversed(self.store.ids())) if r.checkpoints]
+    was, there = self.runs.value, [r.id for r in runs]
+    self.runs.options = [(f"{r.id} ({r.summary()['status']})", r.id) for r in runs]
+    self.runs.value = was if was in there else next(iter(there), None)
+    if not runs:
+        self.notice.say("There are no runs yet to play against. Train one first.")
 
 
 @patch
 def offer_seats(self: Play) -> None:
-    names = build_protocol_handler(self.hyper_params).agent_names if self.runs.value else []
-    was = self.seat.value
+    self.notice.say()
+    was, names = self.seat.value, []
+    try:
+        names = build_protocol_handler(self.hyper_params).agent_names if self.runs.value else []
+    except Exception as error:  # noqa: BLE001 a run may be damaged, or of a protocol that is not registered here
+        self.notice.say(f"{self.runs.value}: {error}", wrong=True)
     self.seat.options = names
     self.seat.value = was if was in names else "verifier" if "verifier" in names else next(iter(names), None)
 

@@ -88,6 +88,9 @@ class Job:
         except Exception as error:  # noqa: BLE001 a picture is not worth a run
             warnings.warn(f"showing {self.title!r}: {error!r}", stacklevel=2)
 
+    def __repr__(self) -> str:
+        return f"Job({self.title!r}, {self.state})"
+
     @property
     def is_over(self) -> bool:
         return self.ended is not None

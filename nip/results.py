@@ -36,7 +36,8 @@ def find(store: RunStore, query: str = "") -> list[dict[str, Any]]:
     "Summaries of runs that fit, the newest first; raises `ParameterError` for a condition that is none"
     words = query.lower().split()
     where = [w for w in words if any(sign in w for sign in COMPARISONS)]
-    rows = [run.summary() for run in reversed(store.select(where=where))]
+    found = store.select(where=where) if where else map(store.open, store.ids())
+    rows = [run.summary() for run in found][::-1]
     text = lambda row: " ".join(str(v) for v in row.values()).lower()
     return [row for row in rows if all(w in text(row) for w in words if w not in where)]
 
