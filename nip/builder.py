@@ -12,7 +12,7 @@ from typing import Any
 import ipywidgets as W
 from fastcore.basics import patch
 
-from .controls import Notice, beside, button, control
+from .controls import Notice, beside, button, control, toggles
 from .form import Form
 from .games import Play
 from .inspection import Inspector
@@ -75,12 +75,8 @@ class Written:
 
     def __init__(self, form: Form):
         self.form = form
-        self.language = W.ToggleButtons(
-            options=list(LANGUAGES),
-            description="written as",
-            tooltips=[f"Write it as {name}" for name in LANGUAGES],
-            style={"button_width": "auto"},
-        )
+        ways = [f"Write it as {name}" for name in LANGUAGES]
+        self.language = toggles("written as", "How to write what the form says", list(LANGUAGES), ways)
         self.text = control(
             W.Textarea,
             "text",

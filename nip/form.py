@@ -31,7 +31,7 @@ from nip.checked import (
     plain,
     unlike,
 )
-from .controls import beside, control
+from .controls import beside, control, toggles
 from nip.parameters import (
     HyperParameters,
     agent_parameters,
@@ -258,7 +258,7 @@ def with_changes(hyper_params: HyperParameters, changes: dict[str, Any]) -> tupl
     return new, f"left out, since the protocol has no such agents: {', '.join(out)}" if out else ""
 
 # %% ../nbs/98e_form.ipynb #c025
-WIDE = {"width": "400px", "min_width": "300px"}  # Of a control with its label
+WIDE = {"width": "440px", "min_width": "300px"}  # Of a control with its label
 
 
 def control_for(name: str, spec: Spec, help: str, suggestions: Iterable[str] = ()) -> W.DOMWidget:
@@ -650,11 +650,7 @@ class AgentsPanel:
 
     def __init__(self, form: Form):
         self.form = form
-        self.who = W.ToggleButtons(
-            options=[ALL_AGENTS],
-            description="agent",
-            style={"description_width": "60px", "button_width": "auto"},
-        )
+        self.who = toggles("agent", "Whose parameters to see", [ALL_AGENTS], [""])
         help = "As the agents that are not named, with parameters of its own (to begin with, a copy of the default), or at random"
         self.mode = control(W.Dropdown, "plays", help, options=["parameters of its own"])
         self.rows = W.VBox()

@@ -17,7 +17,7 @@ from tensordict import TensorDictBase
 
 from .agent_checkpoints import without_checkpoints
 from .combined import may_decide
-from .controls import Notice, beside, button, control
+from .controls import Notice, beside, button, control, toggles
 from .environment import MAX_EPISODE_SEED
 from .evaluation import player, trained
 from .messages import MessageSpace, speaker_colours
@@ -608,12 +608,9 @@ def show(self: Play) -> None:
         for space in s.spaces
         for p in range(s.env.message_size)
     }
-    self.decision = W.ToggleButtons(
-        options=[("go on", 2), ("accept", 1), ("reject", 0)],
-        description="decide",
-        tooltips=["No verdict yet", "Verdict 1", "Verdict 0"],
-        style={"button_width": "90px"},
-    )
+    verdicts = [("go on", 2), ("accept", 1), ("reject", 0)]
+    meaning = ["No verdict yet", "Verdict 1", "Verdict 0"]
+    self.decision = toggles("decide", "Your verdict, if you have come to one", verdicts, meaning, "90px")
     send = button(
         "Send", "Say it, and let the others play on", self.send, "paper-plane", button_style="primary"
     )

@@ -73,8 +73,9 @@ STYLE = """<style>
 .nip-html .nip-changed { color: var(--jp-brand-color1, #1976d2); font-weight: 600 }
 .nip-scroll { overflow-x: auto; max-width: 100% }
 .nip-picture svg { max-width: 100%; height: auto }
+.nip-toggles { display: flex; flex-flow: row wrap; align-items: baseline }
 .nip-fold { text-align: left !important; font-weight: 600; padding: 0 8px }
-.nip-field .widget-label { white-space: normal; overflow-wrap: anywhere; line-height: 1.2; align-self: center; height: auto }
+.nip-field .widget-label, .nip-field .widget-label-basic { white-space: normal; overflow-wrap: anywhere; line-height: 1.2; align-self: center; height: auto }
 .nip-text textarea { font-family: var(--jp-code-font-family, monospace); font-size: 12px; white-space: pre; overflow-x: auto }
 </style>"""
 

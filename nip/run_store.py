@@ -69,7 +69,6 @@ def row_of(run: Run, columns: Iterable[str]) -> dict[str, Any]:
             "notes": labels["notes"], "began": (run.read("versions") or {}).get("time")}  # fmt: skip
     return row | {c: metrics[c] if c in metrics else value_at(hp, c) for c in columns}
 
-
 # %% ../nbs/03a_run_store.ipynb #new168912
 @patch
 def summary(
@@ -83,7 +82,6 @@ def summary(
         unknown = dict.fromkeys([*PARAMETERS, "accuracy", "test_accuracy", "group", "began", *columns])
         why = f"{type(error).__name__}: {error}".partition("\n")[0]
         return {"run": self.id, "status": "damaged", **unknown, "steps": 0, "tags": "", "notes": why}
-
 
 # %% ../nbs/03a_run_store.ipynb #c008
 COMPARISONS = {
