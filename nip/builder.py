@@ -231,6 +231,8 @@ def refresh(self: Builder) -> None:
     "Let the open page show what is there now"
     if self.tabs.value == "Inspect":
         self.inspector.refresh()
+    elif self.tabs.value == "Launch":
+        self.launch.refresh()
     elif self.tabs.value == "Assemble":
         self.loader.refresh()
         self.form.show()

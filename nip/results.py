@@ -141,7 +141,9 @@ class Results:
             for name, (icon, help, _, _) in ACTIONS.items()
         }
         self.options = {name: self.option(name, *spec) for name, spec in OPTIONS.items()}
-        self.more = Fold("options of evaluation and reproduction", self.options.values, "Show the options")
+        about = lambda name: W.HTML(boxed(f"<span class='nip-quiet'>{escape(OPTIONS[name][0])}</span>"))
+        explained = lambda: [beside(option, about(name)) for name, option in self.options.items()]
+        self.more = Fold("options of evaluation and reproduction", explained, "Show the options")
         self.shown, self.notice = W.VBox(), Notice()
         self.query.observe(lambda change: self.refresh(), "value")
         self.runs.observe(lambda change: self.enable(), "value")
@@ -151,9 +153,7 @@ class Results:
         self.refresh()
 
     def option(self, name: str, doc: str, hint, value) -> W.Text:
-        return control(
-            W.Text, name, doc, "400px", "140px", value="" if value is None else str(value), placeholder=doc
-        )
+        return control(W.Text, name, doc, "280px", "140px", value="" if value is None else str(value))
 
 # %% ../nbs/98i_results.ipynb #c012
 ACTIONS = {  # Icon, what it does, how many runs it takes at least and at most

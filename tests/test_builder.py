@@ -136,7 +136,7 @@ def test_what_is_half_typed_changes_nothing(tmp_path):
             builder.hyper_params
         assert "rl.lr" in lr.note.value and "not valid yet" in builder.form.status.value
         assert builder.form.draft.accepted == before
-        builder.launch.train()
+        builder.launch.button.click()
         assert "rl.lr" in builder.launch.notice.value and not builder.store.ids()
     lr.control.value = "1e-4"
     assert builder.hyper_params == before.replace({"rl.lr": 1e-4})
