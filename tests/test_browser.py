@@ -420,6 +420,6 @@ def test_pictures_of_the_documentation(browser, lab):
         button(page, "Play").click()
         button(page, "Start").click()
         button(page, "Send").click()
-        page.get_by_text("prover").locator("visible=true").nth(1).wait_for()
+        page.get_by_text(re.compile(r"graph \d, node \d")).locator("visible=true").nth(1).wait_for()
         check_looks(page)
         keep(page, "play-dark")
