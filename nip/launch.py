@@ -76,7 +76,10 @@ class Launch:
         self.hyper_params, self.store, self.jobs = hyper_params, RunStore(run_store), jobs or JobPanel()
         self.form, self.result = SettingsForm(), None
         help = "Train in the background; the notebook stays usable"
-        train, go_on = lambda: self.attempt(self.train), lambda: self.attempt(lambda: self.go_on(self.result.run))
+        train, go_on = (
+            lambda: self.attempt(self.train),
+            lambda: self.attempt(lambda: self.go_on(self.result.run)),
+        )
         self.button = button("Train", help, train, "play", button_style="primary")
         help = "Go on with the run that was stopped, from its last checkpoint"
         self.resume = button("Go on", help, go_on, "step-forward")

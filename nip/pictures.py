@@ -75,6 +75,7 @@ STYLE = """<style>
 .nip-picture svg { max-width: 100%; height: auto }
 .nip-toggles { display: flex; flex-flow: row wrap; align-items: baseline }
 .nip-fold { text-align: left !important; font-weight: 600; padding: 0 8px }
+.nip-fold, .nip-toggles button { white-space: normal; height: auto; min-height: var(--jp-widgets-inline-height, 28px); line-height: 1.4; overflow-wrap: anywhere; max-width: 100% }
 .nip-field .widget-label, .nip-field .widget-label-basic { white-space: normal; overflow-wrap: anywhere; line-height: 1.2; align-self: center; height: auto }
 .nip-text textarea { font-family: var(--jp-code-font-family, monospace); font-size: 12px; white-space: pre; overflow-x: auto }
 </style>"""
