@@ -170,7 +170,7 @@ class Builder:
         self.inspector, self.results, self.play = None, None, None
         self.form.on_change = self.changed
         self.tabs = W.ToggleButtons(
-            options=list(PAGES), tooltips=list(PAGES.values()), style={"button_width": "110px"}
+            options=list(PAGES), tooltips=list(PAGES.values()), style={"button_width": "100px"}
         )
         self.tabs.observe(lambda change: self.open(change.new), "value")
         self.pages = {name: W.VBox(layout={"display": "none"}) for name in PAGES}
