@@ -504,7 +504,7 @@ class Play:
     def __init__(self, run_store=None):
         self.store, self.sitting, self.loaded = RunStore(run_store), None, {}
         self.score = {"right": 0, "wrong": 0, "undecided": 0}
-        self.runs = control(W.Dropdown, "run", "Whose agents to play against", "460px")
+        self.runs = control(W.Dropdown, "run", "Whose agents to play against", "560px")
         self.seat = control(W.Dropdown, "seat", "Whose place you take", "260px")
         self.number = control(
             W.Text,
@@ -581,6 +581,8 @@ def begin(self: Play) -> None:
     try:
         if self.runs.value is None:
             raise ValueError("there is no run to play against; train one first")
+        if self.sitting and (self.sitting.run.id, self.sitting.seat) != (self.runs.value, self.seat.value):
+            self.score = dict.fromkeys(self.score, 0)
         trainer, seed = self.agents(), int(torch.randint(MAX_EPISODE_SEED, ()))
         text, size = self.number.value.strip(), len(trainer.instance.test_dataset)
         if text and not text.isdigit():

@@ -18,7 +18,7 @@ from .comparison import Comparison, compare
 from .controls import Notice, beside, button, control
 from .evaluation import PLOT_SIZE, Evaluation, evaluate
 from .form import Fold, from_text
-from .games import RunReplay
+from .games import RunReplay, describe
 from .jobs import Job, Tail, curves, panels
 from .launch import Launch
 from .parameters import HyperParameters
@@ -70,7 +70,7 @@ def transcripts(run: Run, limit: int = 20) -> str:
     files = sorted(run.dir.glob("rollouts/*.json"), key=lambda f: f.stat().st_mtime, reverse=True)
     games = [(f.stem, game) for f in files for game in json.loads(f.read_text())][:limit]
     items = [
-        f"<details><summary>{escape(title(name, game))}</summary>{said_table(game)}</details>"
+        f"<details><summary>{escape(title(describe(name), game))}</summary>{said_table(game)}</details>"
         for name, game in games
     ]
     where = (
