@@ -31,7 +31,7 @@ def picture(
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    rc = dict.fromkeys(_inked, INK) | {"svg.fonttype": "none", "font.family": "sans-serif", "axes.facecolor": "none",
+    rc = dict.fromkeys(_inked, INK) | {"svg.fonttype": "none", "svg.hashsalt": "nip", "font.family": "sans-serif", "axes.facecolor": "none",
                                        "legend.frameon": False, "figure.facecolor": "none"}  # fmt: skip
     out = io.StringIO()
     with _drawing, rc_context(rc):
