@@ -135,7 +135,7 @@ def in_lab(browser, lab, theme: str = "Light", source: str = CELL, width: int = 
 def begin(page, address: str) -> None:
     "Open the notebook, and run its cell"
     page.goto(address)
-    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
+    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(state="attached")
     for _ in range(10):  # a kernel that has just started may miss the key
         page.locator(".jp-CodeCell .cm-content").first.click()
         page.keyboard.press("Control+Enter")
@@ -275,7 +275,7 @@ def inspect(page, tag: str) -> None:
 def launch(page, tag: str) -> None:
     "Train, and see the curve"
     button(page, "Launch").click()
-    page.get_by_label("run_id").fill(f"in-the-browser{tag}")
+    page.get_by_label("run_id", exact=True).fill(f"in-the-browser{tag}")
     button(page, "Train").click()
     page.get_by_text(f"training in-the-browser{tag} · done").wait_for()
     page.locator("svg").locator("visible=true").first.wait_for()
@@ -323,7 +323,7 @@ def by_keyboard(page) -> None:
         page.keyboard.press("Tab")
         assert focused() == name
     page.keyboard.press("Space")
-    page.get_by_label("run_id").wait_for()
+    page.get_by_label("run_id", exact=True).wait_for()
     for _ in range(3):  # Runs, Play, and the first field
         page.keyboard.press("Tab")
     page.keyboard.type("typed")
@@ -406,7 +406,7 @@ def test_pictures_of_the_documentation(browser, lab):
         open_fold(page, "2. training data")
         keep(page, "inspect")
         button(page, "Launch").click()
-        page.get_by_label("run_id").fill("two-questions")
+        page.get_by_label("run_id", exact=True).fill("two-questions")
         button(page, "Train").click()
         page.get_by_text(re.compile(r"training (7\d|8\d)/120")).wait_for(timeout=400_000)
         keep(page, "launch")
