@@ -358,19 +358,21 @@ def json_lines(data: bytes) -> tuple[dict, ...]:
 @patch
 def create_job(self: ModelServer, body: dict) -> dict[str, Any]:
     "Begin a fine-tuning job"
-    method, parameters = job_parameters(body, self.parameters)
+    name, (method, parameters) = (
+        self.local_name(str(body.get("model"))),
+        job_parameters(body, self.parameters),
+    )
     lines = json_lines(self.file_content(str(body.get("training_file"))))
     check_lines(lines, method)
     if len(lines) < parameters.min_examples:
         why = f"The training file has {len(lines)} examples, but must have at least {parameters.min_examples}"
         raise ApiError(400, why, "invalid_n_examples", "training_file")
-    name, suffix, seed = str(body.get("model")), body.get("suffix") or "", body.get("seed") or 0
-    job_id = self.tuner.create(FineTuningJob(self.local_name(name), lines, method, suffix, seed, parameters))
-    base = name.split(":")[1] if name.startswith("ft:") else name
+    suffix, seed = body.get("suffix") or "", body.get("seed") or 0
+    job_id = self.tuner.create(FineTuningJob(name, lines, method, suffix, seed, parameters))
     record = {
-        "id": job_id, "object": "fine_tuning.job", "created_at": int(time.time()), "model": name, "seed": seed,
+        "id": job_id, "object": "fine_tuning.job", "created_at": int(time.time()), "model": body["model"], "seed": seed,
         "training_file": body["training_file"], "metadata": body.get("metadata"), "user_provided_suffix": suffix or None,
-        "method": body.get("method"), "makes": f"ft:{base}:nip:{suffix}:{job_id[-12:]}", "hyperparameters": hyper_json(parameters),
+        "method": body.get("method"), "makes": f"ft:{split_name(name)[0]}:nip:{suffix}:{job_id[-12:]}", "hyperparameters": hyper_json(parameters),
     }  # fmt: skip
     atomic_write(self.folder / "jobs" / job_id / "request.json", json.dumps(record))
     return self.job_json(record)
