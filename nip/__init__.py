@@ -26,6 +26,8 @@ _MODULES = {
     ],
     "networks": ["HeadParameters"],
     "agent_groups": ["ImageClassificationAgentParameters", "PureTextAgentParameters", "CodeValidationAgentParameters"],
+    "fine_tuning": ["FineTuningParameters", "LoraParameters", "register_fine_tuner"],
+    "shared_models": ["PureTextSharedModelGroup"],
     "scenario": ["ScenarioInstance", "build_scenario_instance", "register_scenario"],
     "parity": ["ParityAgentParameters"],
     "graph_isomorphism": ["GraphIsomorphismAgentParameters"],
