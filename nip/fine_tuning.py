@@ -246,12 +246,21 @@ class OpenAIFineTuner(FineTuner):
     def client(self):
         from openai import OpenAI
 
-        return OpenAI(**self.options)
+        return OpenAI(**({"api_key": "none"} if self.elsewhere and not self.key else {}) | self.options)
+
+    @property
+    def key(self) -> str | None:
+        return self.options.get("api_key") or os.environ.get("OPENAI_API_KEY")
+
+    @property
+    def elsewhere(self) -> bool:
+        "Whether it is another server that is asked, which may need no key"
+        return bool(self.options.get("base_url") or os.environ.get("OPENAI_BASE_URL"))
 
     def check(self, parameters: FineTuningParameters):
         if not find_spec("openai"):
             raise ParameterError("model_provider", "OpenAI", "needs a package: pip install nip[openai]")
-        if not (self.options.get("api_key") or os.environ.get("OPENAI_API_KEY")):
+        if not (self.key or self.elsewhere):
             raise ParameterError("model_provider", "OpenAI", "needs a key in OPENAI_API_KEY")
 
     def create(self, job: FineTuningJob) -> str:

@@ -28,7 +28,7 @@ from . import __version__
 from .checked import ParameterError
 from .language_models import ChatModel, ChatReply, ChatRequest, Sampling, register_chat_model
 from .registry import Registry
-from .settings import cache_dir, generator, seeded
+from .settings import ExperimentSettings, cache_dir, generator, seeded
 from .tracking import whole_folder
 
 # %% auto #0
@@ -549,11 +549,20 @@ def local_model(base: str, device: str = "cpu", dtype: str | None = None) -> Loc
 class TransformersModel(ChatModel):
     "A model in this process: its name may carry adapters"
 
-    def __init__(self, name: str, device: str = "cpu", dtype: str | None = None, batch_size: int = 16, max_new_tokens: int = 512, **options):  # fmt: skip
+    def __init__(
+        self,
+        name: str,  # A model, and after an `@` its adapters
+        settings: ExperimentSettings | None = None,
+        device: str | None = None,  # None: as the settings say
+        dtype: str | None = None,  # As "float32" or "bfloat16"; None: float32 on a CPU, else as stored
+        batch_size: int = 16,  # Requests that are answered at once
+        max_new_tokens: int = 512,  # Tokens of a reply whose request does not say
+        **options,
+    ):
         super().__init__(name, **options)
         self.base, adapters = split_name(name)
         self.adapters = tuple(adapter_folder(adapter) for adapter in adapters)
-        self.where = dict(device=device, dtype=dtype)
+        self.where = dict(device=device or (settings or ExperimentSettings()).device, dtype=dtype)
         self.how = dict(batch_size=batch_size, max_new_tokens=max_new_tokens)
 
     def check(self):

@@ -232,10 +232,10 @@ class ModelServer:
 
 # %% ../nbs/61_serve.ipynb #c022
 @patch
-def fine_tuned(self: ModelServer) -> dict[str, str]:
-    "Ids of jobs by the names of the models that they made"
+def fine_tuned(self: ModelServer) -> list[str]:
+    "Names of the models that jobs have made"
     jobs = [self.job_json(record) for record in self.records("jobs/*/request.json")]
-    return {job["fine_tuned_model"]: job["id"] for job in jobs if job["fine_tuned_model"]}
+    return [job["fine_tuned_model"] for job in jobs if job["fine_tuned_model"]]
 
 
 @patch
@@ -243,9 +243,9 @@ def local_name(self: ModelServer, name: str) -> str:
     "A model's name in this process; raises `ApiError` for one that is not served"
     if name in self.models:
         return name
-    made = self.fine_tuned()
-    if name not in made:
-        known = [*self.models, *made]
+    jobs = [record["id"] for record in self.records("jobs/*/request.json") if record["makes"] == name]
+    if not jobs or self.tuner.poll(jobs[0]).state != "succeeded":
+        known = [*self.models, *self.fine_tuned()]
         hint = f" Did you mean {match!r}?" if (match := nearest(name, known)) else ""
         raise ApiError(
             404,
@@ -253,7 +253,7 @@ def local_name(self: ModelServer, name: str) -> str:
             "model_not_found",
             "model",
         )
-    return self.tuner.model_name(made[name])
+    return self.tuner.model_name(jobs[0])
 
 # %% ../nbs/61_serve.ipynb #c024
 @patch

@@ -116,8 +116,7 @@ def test_a_prompt_beyond_the_context_is_refused(tiny):
         tiny.answer_all([ask("a" * 40_000)])
 
 
-def test_the_name_of_a_model_that_is_not_there(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_the_name_of_a_model_that_is_not_there():
     with pytest.raises(ParameterError, match="is not a model that can be loaded"):
         TransformersModel("nobody/nothing").answer_all([ask("?")])
 
