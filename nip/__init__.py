@@ -9,8 +9,7 @@ _MODULES = {
     "run_store": ["runs", "find_run"],
     "parameters": ["HyperParameters", "AgentsParameters", "ParameterError", "Parameters", "param", "register_parameters"],
     "groups": [
-        "TextRlParameters", "PureTextEiParameters", "PureTextMaltParameters", "ImageClassificationParameters",
-        "CodeValidationParameters",
+        "TextRlParameters", "PureTextEiParameters", "PureTextMaltParameters", "CodeValidationParameters",
     ],
     "base_run": ["BaseRunParameters"],
     "protocols": [
@@ -25,9 +24,11 @@ _MODULES = {
         "AgentParameters", "RandomAgentParameters",
     ],
     "networks": ["HeadParameters"],
-    "agent_groups": ["ImageClassificationAgentParameters", "PureTextAgentParameters", "CodeValidationAgentParameters"],
+    "agent_groups": ["PureTextAgentParameters", "CodeValidationAgentParameters"],
     "scenario": ["ScenarioInstance", "build_scenario_instance", "register_scenario"],
     "parity": ["ParityAgentParameters"],
+    "pretrained": ["PretrainedModel", "register_pretrained_model"],
+    "image_classification": ["ImageClassificationParameters", "ImageClassificationAgentParameters"],
     "graph_isomorphism": ["GraphIsomorphismAgentParameters"],
     "trainer": ["register_trainer"],
     "rl": ["RlTrainerParameters"],

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ANNEALINGS', 'TEST_SCHEMES', 'ROLLOUT_SELECTIONS', 'APPS_DIFFICULTIES', 'TextRlParameters', 'PureTextEiParameters',
-           'PureTextMaltParameters', 'ImageClassificationParameters', 'CodeValidationParameters']
+           'PureTextMaltParameters', 'CodeValidationParameters']
 
 # %% ../nbs/12_groups.ipynb #c002
 from dataclasses import dataclass
@@ -56,15 +56,6 @@ class PureTextMaltParameters(Parameters):
 
 # %% ../nbs/12_groups.ipynb #c008
 APPS_DIFFICULTIES = ("introductory", "interview", "competition")
-
-
-@register_parameters("image_classification", only_if_claimed=True)
-@dataclass
-class ImageClassificationParameters(Parameters):
-    "Parameters of every agent that looks at images"
-
-    num_block_groups: int = param(1, ge=1)  # Each group of blocks halves the image
-    initial_num_channels: int = param(16, ge=1)  # Channels of the first; each further group doubles them
 
 
 @register_parameters("code_validation", only_if_claimed=True)

@@ -59,6 +59,7 @@ COMPONENT_MODULES = [
 COMPONENT_MODULES += [
     "nip.parity",
     "nip.graph_isomorphism",
+    "nip.image_classification",
     "nip.rl",
     "nip.message_regression",
     "nip.ppo",
