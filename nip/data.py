@@ -45,7 +45,9 @@ class DatasetParameters(Parameters):
 def chosen_pair(options: DatasetParameters, num_classes: int, default: tuple[int, int] = (0, 1)) -> Tensor:
     "The two classes of `select_two`: those named, else two by the seed, else `default`"
     named, seed = options.selected_classes, options.binarification_seed
-    if named is not None and not (len(set(named)) == len(named) == 2 and max(named) < num_classes and min(named) >= 0):
+    if named is not None and not (
+        len(set(named)) == len(named) == 2 and max(named) < num_classes and min(named) >= 0
+    ):
         why = f"must be two different classes of 0 to {num_classes - 1}"
         raise ParameterError("dataset_options.selected_classes", named, why)
     if named is None and seed is not None:
@@ -91,7 +93,9 @@ def chosen_rows(
     if missing:
         why = f"must leave instances of class {missing[0]}" + f" in the {purpose} data" * bool(purpose)
         limited = limit is not None and all(len(c) for c in classes)
-        name, value = ("max_train_size", limit) if limited else ("binarification_method", options.binarification_method)
+        name, value = (
+            ("max_train_size", limit) if limited else ("binarification_method", options.binarification_method)
+        )
         raise ParameterError(f"dataset_options.{name}", value, why)
     return rows.sort().values
 

@@ -34,8 +34,8 @@ from .scenario import Scenario, register_scenario
 
 # %% auto #0
 __all__ = ['building_blocks', 'ImageClassificationParameters', 'ImageClassificationAgentParameters', 'MapNorm', 'convolution',
-           'ConvBlock', 'ResidualBlock', 'latent_shape', 'Eye', 'opened', 'named_places', 'ImageClassificationBody',
-           'ImageClassificationScenario']
+           'ConvBlock', 'ResidualBlock', 'latent_shape', 'initialise_convolutions', 'Eye', 'opened', 'named_places',
+           'ImageClassificationBody', 'ImageClassificationScenario']
 
 # %% ../nbs/84_image_classification.ipynb #c005
 @register_parameters("image_classification", only_if_claimed=True)
@@ -45,7 +45,9 @@ class ImageClassificationParameters(Parameters):
 
     num_block_groups: int = param(1, ge=1)  # Each group of blocks halves the image
     initial_num_channels: int = param(16, ge=1)  # Channels of the first; each further group doubles them
-    image_size: int | None = param(None, ge=2)  # Side to which pictures are brought; None: they stay as they are
+    image_size: int | None = param(
+        None, ge=2
+    )  # Side to which pictures are brought; None: they stay as they are
 
     @classmethod
     def construct_test_params(cls):
@@ -64,17 +66,27 @@ class ImageClassificationAgentParameters(HeadParameters):
     stride: int = param(1, ge=1)  # Of the convolutions
     pretrained_embeddings_model: str | None = None  # A pretrained model whose embeddings the body joins
     pretrained_embedding_channels: int = param(64, ge=1)  # Channels that they are brought to
-    latent_pixel_selector: str = param("mlp", choices=message_selectors)  # How the agent chooses where to point
+    latent_pixel_selector: str = param(
+        "mlp", choices=message_selectors
+    )  # How the agent chooses where to point
     d_latent_pixel_selector: int = param(16, ge=1)  # Hidden width of that choice
     num_latent_pixel_selector_layers: int = param(2, ge=1)  # Its layers
-    message_features: str = param("round", choices=("round", "exchange"))  # Note each round apart, or a question and its answers alike
-    glimpse: int | None = param(None, ge=0)  # See only the latent pixels that were pointed at, and so many pixels around; None: see all
-    image_readout: str = param("mean", choices=("mean", "map"))  # The image's representation: of the mean of all latent pixels, or of all side by side
+    message_features: str = param(
+        "round", choices=("round", "exchange")
+    )  # Note each round apart, or a question and its answers alike
+    glimpse: int | None = param(
+        None, ge=0
+    )  # See only the latent pixels that were pointed at, and so many pixels around; None: see all
+    image_readout: str = param(
+        "mean", choices=("mean", "map")
+    )  # The image's representation: of the mean of all latent pixels, or of all side by side
     learn_positions: bool = False  # Add a learned vector to each latent pixel
 
     def check(self):
         if self.kernel_size % 2 == 0:
-            raise ParameterError("kernel_size", self.kernel_size, "must be odd, so that a kernel has a middle")
+            raise ParameterError(
+                "kernel_size", self.kernel_size, "must be odd, so that a kernel has a middle"
+            )
         if self.glimpse is not None and self.pretrained_embeddings_model is not None:
             why = f"must be None with embeddings of whole pictures ({self.pretrained_embeddings_model})"
             raise ParameterError("glimpse", self.glimpse, why)
@@ -148,6 +160,15 @@ def latent_shape(height: int, width: int, num_groups: int) -> tuple[int, int]:
     return shape
 
 
+def initialise_convolutions(module: nn.Module, p: ImageClassificationAgentParameters) -> None:
+    "Orthogonal weights that keep the size of what comes in, where the agent's parameters ask for them"
+    gain = nn.init.calculate_gain(p.activation_function) if p.activation_function in ("relu", "tanh") else 1.0
+    for m in module.modules() if p.use_orthogonal_initialisation else ():
+        if isinstance(m, nn.Conv2d):
+            nn.init.orthogonal_(m.weight, gain * p.orthogonal_initialisation_gain)
+            nn.init.zeros_(m.bias)
+
+
 class Eye(nn.Module):
     "Planes `[B d_in height width]` → latent pixels `[B d_out h w]`"
 
@@ -155,18 +176,19 @@ class Eye(nn.Module):
         super().__init__()
         act = activations[p.activation_function]
         self.pixels = nn.Sequential(nn.Conv2d(d_in, d, 1), act())
-        self.groups, self.d_out = nn.ModuleList(), d << num_groups
+        self.groups, self.doubling, self.d_out = nn.ModuleList(), nn.ModuleList(), d << num_groups
         for _ in range(num_groups):
             blocks = [building_blocks[p.building_block_type](d, p) for _ in range(p.num_blocks_per_group)]
-            self.groups.append(nn.Sequential(*blocks, convolution(d, 2 * d, p), act()))
+            self.groups.append(nn.Sequential(*blocks))
+            self.doubling.append(nn.Sequential(convolution(d, 2 * d, p), act()))
             d *= 2
 
     def forward(self, planes: Tensor) -> Tensor:
         h, size = self.pixels(planes), planes.shape[-2:]
-        for number, group in enumerate(self.groups, 1):
+        for number, (group, double) in enumerate(zip(self.groups, self.doubling), 1):
             h, halved = group(h), latent_shape(*size, number)
             exact = h.shape[-2] == 2 * halved[0] and h.shape[-1] == 2 * halved[1]
-            h = F.max_pool2d(h, 2) if exact else F.adaptive_max_pool2d(h, halved)
+            h = double(F.max_pool2d(h, 2) if exact else F.adaptive_max_pool2d(h, halved))
         return h
 
 # %% ../nbs/84_image_classification.ipynb #c015
@@ -207,13 +229,17 @@ class ImageClassificationBody(AgentPart):
         self.candidate = nn.Linear(d, hp.d_representation)
         self.instance = nn.Linear(d * h * w if p.image_readout == "map" else d, hp.d_representation)
         initialise(self, p)
+        initialise_convolutions(self, p)
 
     def forward(self, inputs):
         latent = self.latent_pixels(inputs)
         pixels = latent.flatten(2)  # [B d pixel]
         pooled = pixels.flatten(1) if self.context.params.image_readout == "map" else pixels.mean(-1)
         candidates = self.activation(self.candidate(pixels.transpose(1, 2)))
-        return {"instance_repr": self.activation(self.instance(pooled)).unsqueeze(1), "candidate_repr": candidates}
+        return {
+            "instance_repr": self.activation(self.instance(pooled)).unsqueeze(1),
+            "candidate_repr": candidates,
+        }
 
 # %% ../nbs/84_image_classification.ipynb #c019
 @patch
@@ -250,7 +276,9 @@ class ImageClassificationScenario(Scenario):
         super().check_parameters(hyper_params)
         image_source(hyper_params.dataset)
         for agent, params in hyper_params.agents.items():
-            check_model(getattr(params, "pretrained_embeddings_model", None), hyper_params.dataset, f"agents.{agent}")
+            check_model(
+                getattr(params, "pretrained_embeddings_model", None), hyper_params.dataset, f"agents.{agent}"
+            )
 
     @classmethod
     def dataset_names(cls) -> list[str]:

@@ -78,7 +78,12 @@ def pretrained_model(name: str, dataset: str) -> PretrainedModel:
     if kind not in pretrained_models and "/" in name and "://" not in name:
         kind, rest = "timm", name
     if kind not in pretrained_models:
-        valid = [*pretrained_models, "transformers:<name or folder>", "timm:<name>", "<user>/<model>_<dataset>"]
+        valid = [
+            *pretrained_models,
+            "transformers:<name or folder>",
+            "timm:<name>",
+            "<user>/<model>_<dataset>",
+        ]
         raise ParameterError("pretrained_embeddings_model", name, "is not a pretrained model", valid)
     return pretrained_models[kind](rest or kind, dataset)
 
@@ -118,7 +123,10 @@ def embeddings(model: PretrainedModel, pictures, split: str, settings) -> Tensor
     "Embeddings `[N c h w]` of all `pictures` of a split of their source, memory-mapped, made first where the cache has none"
     meta = {"pictures": pictures.meta, "split": split, "recipe": model.recipe}
     key = hashlib.sha256(json.dumps(meta["recipe"], sort_keys=True).encode()).hexdigest()[:8]
-    folder = pictures.folder.with_name(f"{pictures.folder.name}-embeddings") / f"{split}-{embedding_key(model.name)}-{key}"
+    folder = (
+        pictures.folder.with_name(f"{pictures.folder.name}-embeddings")
+        / f"{split}-{embedding_key(model.name)}-{key}"
+    )
     images = pictures.td[split]["image"]
     make = lambda: TensorDict({"embedding": run_through(model, images, settings)}, [len(images)])
     return cached(folder, make, meta=meta, ignore_cache=settings.ignore_cache)["embedding"]
@@ -139,7 +147,9 @@ def with_embeddings(scenario, datasets: Iterable[Dataset], names: Iterable[str])
             pictures, td = scenario.pictures(), data.td.copy()
             split, ids = pictures.split_name(split), data.td["id"].cpu()
             if not torch.equal(pictures.td[split]["image"][ids], td["image"].cpu()):
-                raise ValueError(f"{data.description} are not pictures of {pictures.name}: there are no embeddings of them")
+                raise ValueError(
+                    f"{data.description} are not pictures of {pictures.name}: there are no embeddings of them"
+                )
             for name in lacking:
                 model = pretrained_model(name, scenario.hyper_params.dataset)
                 td[embedding_key(name)] = embeddings(model, pictures, split, scenario.settings)[ids].to(td.device or "cpu")  # fmt: skip
@@ -160,7 +170,9 @@ def prepared_images(images: Tensor, channels: int, size: tuple[int, int] | None,
         images = images.mean(1, keepdim=True).expand(-1, channels, -1, -1)
     if size and images.shape[-2:] != tuple(size):
         images = F.interpolate(images, tuple(size), mode="bilinear", antialias=True)
-    by_channel = lambda values: torch.as_tensor(values, dtype=images.dtype, device=images.device).view(-1, 1, 1)
+    by_channel = lambda values: torch.as_tensor(values, dtype=images.dtype, device=images.device).view(
+        -1, 1, 1
+    )
     return (images - by_channel(mean)) / by_channel(std)
 
 
@@ -268,7 +280,9 @@ class TimmModel(PretrainedModel):
     def num_channels(self) -> int:
         import timm
 
-        return WIDTHS.get(self.model) or fetched(f"timm:{self.name}", self.model, timm.create_model).num_features
+        return (
+            WIDTHS.get(self.model) or fetched(f"timm:{self.name}", self.model, timm.create_model).num_features
+        )
 
     @property
     def recipe(self):
@@ -282,7 +296,9 @@ class TimmModel(PretrainedModel):
             self.network = fetched(f"timm:{self.name}", self.model, read)
         else:
             weights = fetched(self.address, self.address, weights_on_hub)
-            self.network = for_small_pictures(timm.create_model(self.model, num_classes=len(weights["fc.bias"])))
+            self.network = for_small_pictures(
+                timm.create_model(self.model, num_classes=len(weights["fc.bias"]))
+            )
             self.network.load_state_dict(weights)
         self.network = self.network.to(device).eval()
 

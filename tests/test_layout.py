@@ -80,7 +80,10 @@ def test_import_is_light():
 def test_imported_packages_are_required():
     config = ConfigParser(delimiters=["="], interpolation=None)
     config.read(ROOT / "settings.ini", encoding="utf-8")
-    listed = {re.match(r"[\w-]+", r)[0].lower() for r in shlex.split(config["DEFAULT"]["requirements"])}
+    lists = [
+        v for k, v in config["DEFAULT"].items() if k.endswith("requirements") and k != "dev_requirements"
+    ]
+    listed = {re.match(r"[\w-]+", r)[0].lower() for r in shlex.split(" ".join(lists))}
     known = {PACKAGES.get(name, name) for name in listed} | {"nip"}
     installed = (
         packages_distributions()
