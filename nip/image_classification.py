@@ -28,14 +28,15 @@ from nip.networks import (
     slots_of_rounds,
 )
 from .parameters import ParameterError, Parameters, agent_parameters, param, register_parameters
+from .pictures import figure_for
 from .pretrained import check_model, embedding_key, pretrained_model
 from .registry import Registry
 from .scenario import Scenario, register_scenario
 
 # %% auto #0
-__all__ = ['building_blocks', 'ImageClassificationParameters', 'ImageClassificationAgentParameters', 'MapNorm', 'convolution',
-           'ConvBlock', 'ResidualBlock', 'latent_shape', 'initialise_convolutions', 'Eye', 'opened', 'named_places',
-           'ImageClassificationBody', 'ImageClassificationScenario']
+__all__ = ['READOUTS', 'building_blocks', 'ImageClassificationParameters', 'ImageClassificationAgentParameters', 'MapNorm',
+           'convolution', 'ConvBlock', 'ResidualBlock', 'latent_shape', 'initialise_convolutions', 'Eye', 'opened',
+           'named_places', 'ImageClassificationBody', 'ImageClassificationScenario']
 
 # %% ../nbs/84_image_classification.ipynb #c005
 @register_parameters("image_classification", only_if_claimed=True)
@@ -48,6 +49,9 @@ class ImageClassificationParameters(Parameters):
     image_size: int | None = param(
         None, ge=2
     )  # Side to which pictures are brought; None: they stay as they are
+    canvas_size: int | None = param(
+        None, ge=2
+    )  # Side of a ground on which each picture has a place of its own; None: no ground
 
     @classmethod
     def construct_test_params(cls):
@@ -55,6 +59,10 @@ class ImageClassificationParameters(Parameters):
         return cls(num_block_groups=2, initial_num_channels=2)
 
 # %% ../nbs/84_image_classification.ipynb #c007
+# Latent pixels `[B d pixel]` → what represents the picture `[B d']`
+READOUTS = {"mean": lambda h: h.mean(-1), "max": lambda h: h.amax(-1), "map": lambda h: h.flatten(1)}
+
+
 @agent_parameters.register("ImageClassificationAgentParameters")
 @dataclass
 class ImageClassificationAgentParameters(HeadParameters):
@@ -78,8 +86,8 @@ class ImageClassificationAgentParameters(HeadParameters):
         None, ge=0
     )  # See only the latent pixels that were pointed at, and so many pixels around; None: see all
     image_readout: str = param(
-        "mean", choices=("mean", "map")
-    )  # The image's representation: of the mean of all latent pixels, or of all side by side
+        "mean", choices=READOUTS
+    )  # The image's representation: of the mean or the largest of all latent pixels, or of all side by side
     learn_positions: bool = False  # Add a learned vector to each latent pixel
 
     def check(self):
@@ -234,7 +242,7 @@ class ImageClassificationBody(AgentPart):
     def forward(self, inputs):
         latent = self.latent_pixels(inputs)
         pixels = latent.flatten(2)  # [B d pixel]
-        pooled = pixels.flatten(1) if self.context.params.image_readout == "map" else pixels.mean(-1)
+        pooled = READOUTS[self.context.params.image_readout](pixels)
         candidates = self.activation(self.candidate(pixels.transpose(1, 2)))
         return {
             "instance_repr": self.activation(self.instance(pooled)).unsqueeze(1),
@@ -286,8 +294,9 @@ class ImageClassificationScenario(Scenario):
 
     def pictures(self) -> Pictures:
         "All pictures of the data set, as they are in the cache"
-        s = self.settings
-        return load_pictures(self.hyper_params.dataset, self.hyper_params.image_classification.image_size, s.ignore_cache, s.tqdm_func)  # fmt: skip
+        hp, s = self.hyper_params, self.settings
+        shape = hp.image_classification
+        return load_pictures(hp.dataset, shape.image_size, shape.canvas_size, s.ignore_cache, s.tqdm_func)
 
     def load_dataset(self, split: str) -> Dataset:
         return self.pictures().task(split, self.hyper_params.dataset_options, self.hyper_params.test_size)
@@ -327,4 +336,6 @@ def grid(self: ImageClassificationScenario, image: Tensor) -> tuple[int, int]:
 
 @patch
 def draw(self: ImageClassificationScenario, instance: TensorDictBase, marks=None, figure=None):
-    return draw_image(instance["image"], self.grid(instance["image"]), marks, figure)
+    return draw_image(
+        instance["image"], self.grid(instance["image"]), marks, figure_for(figure, 3, 3).subplots()
+    )

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['image_sources', 'KINDS', 'HIDDEN', 'ImageSource', 'read_digits', 'fake_images', 'read_fake', 'hub_source',
            'fingerprint', 'read_local', 'local_source', 'image_source', 'read_splits', 'first_line', 'columns_of',
-           'pairs_of', 'as_array', 'as_tensor', 'read_images', 'Pictures', 'load_pictures', 'draw_image', 'frame_place']
+           'pairs_of', 'as_array', 'as_tensor', 'placed', 'read_images', 'Pictures', 'load_pictures', 'draw_image',
+           'frame_place']
 
 # %% ../nbs/33_image_data.ipynb #c002
 import hashlib
@@ -24,7 +25,6 @@ from tqdm import tqdm
 from .data import Dataset, DatasetParameters, binarify, cache_dir, cached, chosen_rows
 from .messages import marked
 from .parameters import ParameterError
-from .pictures import figure_for
 from .registry import Registry
 from .settings import generator
 
@@ -217,8 +217,22 @@ def as_tensor(name: str, images: list[np.ndarray]) -> torch.Tensor:
     channels = max(len(image) for image in images)
     return torch.from_numpy(np.stack([np.repeat(i, channels, 0) if len(i) < channels else i for i in images]))
 
-# %% ../nbs/33_image_data.ipynb #c020
-def read_images(name: str, source: ImageSource, size: int | None = None, progress=tqdm) -> TensorDict:
+# %% ../nbs/33_image_data.ipynb #c021
+def placed(images: torch.Tensor, side: int, purpose: str) -> torch.Tensor:
+    "`images [N channel height width]`, each at a random place of a black square of `side` pixels"
+    n, channels, height, width = images.shape
+    if side < max(height, width):
+        raise ParameterError("image_classification.canvas_size", side, f"must be at least the size of the pictures, {height} × {width}")  # fmt: skip
+    draw = lambda room, axis: torch.randint(room + 1, (n,), generator=generator(0, "places", purpose, axis))
+    out = torch.zeros(n, channels, side, side, dtype=images.dtype)
+    for i, (top, left) in enumerate(
+        zip(draw(side - height, "row").tolist(), draw(side - width, "column").tolist())
+    ):
+        out[i, :, top : top + height, left : left + width] = images[i]
+    return out
+
+# %% ../nbs/33_image_data.ipynb #c023
+def read_images(name: str, source: ImageSource, size: int | None = None, canvas: int | None = None, progress=tqdm) -> TensorDict:  # fmt: skip
     "All pictures of a source: split → `image [N channel height width]` (bytes), `label [N]`; and the `classes`' names"
     splits, found, names = read_splits(name, source), {}, None
     for split, table in splits.items():
@@ -226,7 +240,8 @@ def read_images(name: str, source: ImageSource, size: int | None = None, progres
         names = names or numbered
         bar = progress(pairs, desc=f"reading {name}, {split}", total=len(pairs), unit="picture")
         images, labels = zip(*((as_array(image, size), label) for image, label in bar))
-        found[split] = as_tensor(name, images), labels
+        images = as_tensor(name, images)
+        found[split] = images if canvas is None else placed(images, canvas, split), labels
     names = names or sorted({label for _, labels in found.values() for label in labels})
     number = {label: i for i, label in enumerate(names)} | {i: i for i in range(len(names)) if isinstance(names[0], str)}  # fmt: skip
     unlabelled = [split for split, (_, labels) in found.items() if not set(labels) <= set(number)]
@@ -238,7 +253,7 @@ def read_images(name: str, source: ImageSource, size: int | None = None, progres
         )
     return TensorDict({**tds, "classes": NonTensorData([str(n) for n in names])}, [])
 
-# %% ../nbs/33_image_data.ipynb #c022
+# %% ../nbs/33_image_data.ipynb #c025
 @dataclass
 class Pictures:
     "All pictures of a source, as they are in the cache"
@@ -259,21 +274,30 @@ class Pictures:
         return next((s for s in wanted if s in there), there[0])
 
 
-def load_pictures(name: str, size: int | None = None, ignore_cache: bool = False, progress=tqdm) -> Pictures:
+def load_pictures(
+    name: str,  # Of the data set
+    size: int | None = None,  # Side of the square that they are brought to
+    canvas: int | None = None,  # Side of the ground that they are put on
+    ignore_cache: bool = False,  # Read them again
+    progress=tqdm,  # Makes the progress bar
+) -> Pictures:
     "Pictures by the name of their data set, memory-mapped; read first where the cache does not have them"
     source = image_source(name)
     slug = re.sub(r"\W+", "-", name.removeprefix("local:"))[-40:].strip("-")
-    key = hashlib.sha256(repr((source.identity, size)).encode()).hexdigest()[:8]
+    key = hashlib.sha256(repr((source.identity, size, canvas)).encode()).hexdigest()[:8]
     folder = cache_dir() / "images" / f"{slug}-{key}"
-    meta = {"source": source.identity, "size": size, "version": 1}
+    meta = {"source": source.identity, "size": size, "canvas": canvas, "version": 1}
     if source.identity.startswith("local:"):
         meta["files"] = fingerprint(Path(source.identity.removeprefix("local:")))
     td = cached(
-        folder, lambda: read_images(name, source, size, progress), meta=meta, ignore_cache=ignore_cache
+        folder,
+        lambda: read_images(name, source, size, canvas, progress),
+        meta=meta,
+        ignore_cache=ignore_cache,
     )
     return Pictures(name, folder, meta, td)
 
-# %% ../nbs/33_image_data.ipynb #c025
+# %% ../nbs/33_image_data.ipynb #c028
 @patch
 def rows(self: Pictures, split: str, test_size: float = 0.2) -> torch.Tensor:
     "Rows of the split of the source that are for `'train'` or `'test'`"
@@ -314,7 +338,7 @@ def meaning(self: Pictures, td: TensorDict) -> str:
     say = lambda classes: ", ".join(self.classes[c] for c in classes) if len(classes) < 8 else f"{len(classes)} classes"  # fmt: skip
     return " against ".join(f"{say(side)} ({y})" for y, side in enumerate(sides))
 
-# %% ../nbs/33_image_data.ipynb #c032
+# %% ../nbs/33_image_data.ipynb #c035
 HIDDEN = -1  # A pixel that is not seen
 
 
@@ -322,10 +346,12 @@ def draw_image(
     image,  # `[channel height width]` of 0 to 255; `HIDDEN` is drawn as blank
     grid: tuple[int, int],  # Rows and columns of places
     marks=None,  # Places, as numbers in `range(rows · columns)`, in the order in which they were named; as `marked` takes them
-    figure=None,  # A matplotlib figure; None: a new one
+    ax=None,  # Axes of matplotlib; None: new ones
 ):
     "A picture; places that were named are framed, and numbered by their turns"
-    ax = figure_for(figure, 3, 3).subplots()
+    import matplotlib.pyplot as plt
+
+    ax = plt.subplots(figsize=(3, 3))[1] if ax is None else ax
     pixels = np.asarray(image).astype(np.int64)
     pixels = np.moveaxis(np.repeat(pixels, 3 // len(pixels), 0), 0, -1)
     blank = (pixels == HIDDEN).all(-1)
