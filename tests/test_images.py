@@ -107,6 +107,18 @@ def test_sizes_differ(tmp_path):
     assert pictures.td["train"]["image"].shape == (7, 3, 8, 8)
 
 
+def test_a_ground_of_ones_own(tmp_path):
+    "Each picture whole, at its own place, and the same place every time"
+    small, large = (load_pictures("test", 8, canvas, progress=quiet).td["train"]["image"] for canvas in (None, 20))
+    assert large.shape == (80, 1, 20, 20) and torch.equal(large.sum((1, 2, 3)), small.sum((1, 2, 3)))
+    corners = (large[:, 0] > 0).any(-1).int().argmax(-1)
+    assert len(corners.unique()) > 8
+    again = load_pictures("test", 8, 20, ignore_cache=True, progress=quiet).td["train"]["image"]
+    assert torch.equal(large, again)
+    with pytest.raises(ParameterError, match="canvas_size: must be at least the size of the pictures, 16 × 16"):
+        load_pictures("test", None, 12, progress=quiet)
+
+
 def test_grey_pictures_have_one_channel_and_mixed_ones_three(tmp_path):
     root = tmp_path / "data"
     for name in ("dark", "light"):
@@ -273,6 +285,7 @@ VARIANTS = {
     "separate bodies": {"rl.use_shared_body": False},
     "four halvings": {"image_classification.num_block_groups": 4},
     "odd sizes": {"image_classification.image_size": 13},
+    "a larger ground": {"image_classification.canvas_size": 24, "agents._default.image_readout": "max"},
     "random prover": {"agents.prover": {"is_random": True}},
     "message regression": {"message_regression.enabled": True},
     "random labels": {"dataset_options.binarification_method": "random"},
