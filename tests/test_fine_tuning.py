@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nip.agent_groups import PureTextAgentParameters
+from nip.text_agents import PureTextAgentParameters
 from nip.fine_tuning import (
     FineTuningJob,
     FineTuningParameters,
