@@ -75,7 +75,14 @@ def one_table(path):
     return path
 
 
-SOURCES = {"image folder": image_folder, "bare image folder": partial(image_folder, splits=("",)), "parquet": parquet_of_bytes,
+def parquet_folder(path):
+    path.mkdir()
+    table(9).to_parquet(path / "train-0.parquet")
+    table(6).to_parquet(path / "test-0.parquet")
+    return path
+
+
+SOURCES = {"image folder": image_folder, "bare image folder": partial(image_folder, splits=("",)), "parquet": parquet_of_bytes, "parquet folder": parquet_folder,
            "dict on disk": saved, "table on disk": one_table}  # fmt: skip
 
 
@@ -109,13 +116,17 @@ def test_sizes_differ(tmp_path):
 
 def test_a_ground_of_ones_own(tmp_path):
     "Each picture whole, at its own place, and the same place every time"
-    small, large = (load_pictures("test", 8, canvas, progress=quiet).td["train"]["image"] for canvas in (None, 20))
+    small, large = (
+        load_pictures("test", 8, canvas, progress=quiet).td["train"]["image"] for canvas in (None, 20)
+    )
     assert large.shape == (80, 1, 20, 20) and torch.equal(large.sum((1, 2, 3)), small.sum((1, 2, 3)))
     corners = (large[:, 0] > 0).any(-1).int().argmax(-1)
     assert len(corners.unique()) > 8
     again = load_pictures("test", 8, 20, ignore_cache=True, progress=quiet).td["train"]["image"]
     assert torch.equal(large, again)
-    with pytest.raises(ParameterError, match="canvas_size: must be at least the size of the pictures, 16 × 16"):
+    with pytest.raises(
+        ParameterError, match="canvas_size: must be at least the size of the pictures, 16 × 16"
+    ):
         load_pictures("test", None, 12, progress=quiet)
 
 
