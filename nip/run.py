@@ -289,13 +289,13 @@ LOOKS = dict(activation_function="relu", num_blocks_per_group=1, message_feature
 def image_classification_quick() -> HyperParameters:
     "One look at a picture, where the prover points: learned in minutes; works with any protocol"
     one_look = {"max_message_rounds": 3, "min_message_rounds": 3}
-    begins_later = {"_type": "ContiguousPeriodicUpdateSchedule", "period": 60, "start": 10, "stop": 60}
+    begins_later = {"_type": "ContiguousPeriodicUpdateSchedule", "period": 10**6, "start": 10, "stop": 10**6}
     return HyperParameters(
         "image_classification", "vanilla_ppo", "digits", "adp", d_representation=64,
-        image_classification={"num_block_groups": 2, "initial_num_channels": 8, "image_size": 10, "canvas_size": 28},
+        image_classification={"num_block_groups": 2, "initial_num_channels": 8, "image_size": 10, "canvas_size": 24},
         dataset_options={"binarification_method": "select_two", "selected_classes": (1, 0)},
         agents={"verifier": LOOKS | {"glimpse": 3}, "_default": LOOKS | {"update_schedule": begins_later}},
         nip_protocol=one_look, debate_protocol=one_look, mnip_protocol=one_look,
-        rl={"frames_per_batch": None, "rollouts_per_iteration": 256, "num_iterations": 60, "minibatch_size": 64, "lr": 2e-3,
+        rl={"frames_per_batch": None, "rollouts_per_iteration": 256, "num_iterations": 80, "minibatch_size": 64, "lr": 2e-3,
             "anneal_lr": True, "gamma": 1.0, "critic_trains_body": False, "num_test_iterations": 3},
         ppo={"entropy_eps": 0.01, "critic_coef": 0.5}, vanilla_ppo={"label_coef": 1.0})  # fmt: skip
