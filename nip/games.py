@@ -22,7 +22,7 @@ from .environment import MAX_EPISODE_SEED
 from .evaluation import player, trained
 from .messages import MessageSpace, speaker_colours
 from .parameters import HyperParameters, scenarios
-from .pictures import STYLE, boxed, picture
+from .pictures import STYLE, boxed, dot, picture
 from .protocol import NO_DECISION, build_protocol_handler
 from .registry import html_table
 from .rollouts import VERDICTS, load_rollouts, save_rollouts
@@ -31,7 +31,7 @@ from .settings import ExperimentSettings
 from .tracking import Run, RunStore
 
 # %% auto #0
-__all__ = ['DECISIONS', 'ANYBODY', 'Game', 'dot', 'table_of', 'Replay', 'RunReplay', 'describe', 'Sitting', 'Play']
+__all__ = ['DECISIONS', 'ANYBODY', 'Game', 'table_of', 'Replay', 'RunReplay', 'describe', 'Sitting', 'Play']
 
 # %% ../nbs/97b_games.ipynb #c005
 DECISIONS = (*VERDICTS, "go on")
@@ -183,13 +183,6 @@ def words(self: Game, space: MessageSpace, named: Iterable[int]) -> str:
 @patch
 def pay(self: Game, round: int, agent: str) -> str:
     return f"{self.frames['agents', 'reward'][round, self.protocol.agent_names.index(agent)].item():g}"
-
-
-def dot(colour: str | None) -> str:
-    "A dot in the colour of a speaker's marks"
-    from matplotlib.colors import to_hex
-
-    return f'<span style="color:{to_hex(colour)}" aria-hidden="true">● </span>' if colour else ""
 
 
 @patch
