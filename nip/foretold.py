@@ -10,20 +10,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
 
+import ipywidgets as W
+
 from .chat_clients import chat_model, cost, price_of
+from .controls import beside, control
 from .data import Dataset
 from .messages import Transcript, Turn
 from .parameters import HyperParameters, scenarios, trainers
+from .pictures import boxed
 from .prompts import Speaker, human_names
 from .protocol import ProtocolHandler, build_protocol_handler
 from .registry import html_table
 from .scenario import build_datasets
 from .settings import ExperimentSettings
 from .text_scenario import TextScenario
+from .transcripts import prose
 
 # %% auto #0
-__all__ = ['CHARACTERS_PER_TOKEN', 'TOKENS_PER_WORD', 'stand_in', 'staged', 'prompts_of', 'texts_of', 'games_of', 'times_taken',
-           'AgentPrice', 'Price', 'sizes', 'rates', 'price_of_agent', 'price']
+__all__ = ['CHARACTERS_PER_TOKEN', 'TOKENS_PER_WORD', 'stand_in', 'staged', 'prompts_of', 'texts_of', 'told', 'PromptPanel',
+           'games_of', 'times_taken', 'AgentPrice', 'Price', 'sizes', 'rates', 'price_of_agent', 'price']
 
 # %% ../nbs/97f_foretold.ipynb #c005
 def stand_in(protocol: ProtocolHandler, turn: Turn) -> str:
@@ -68,7 +73,57 @@ def texts_of(scenario: TextScenario, dataset: Dataset, number: int) -> dict[str,
     td = dataset[number]
     return {key: td[key] for key in scenario.instance_keys}
 
-# %% ../nbs/97f_foretold.ipynb #c008
+# %% ../nbs/97f_foretold.ipynb #c007
+def told(messages: list[dict[str, str]]) -> str:
+    "What a model is sent, as HTML"
+    return "".join(f"<p class='nip-quiet'>{escape(m['role'])}</p>{prose(m['content'])}" for m in messages)
+
+
+class PromptPanel:
+    "What an agent would be sent, in each of its rounds and for any instance"
+
+    def __init__(self, speaker: Speaker, scenario: TextScenario, dataset: Dataset):
+        self.speaker, self.scenario, self.dataset, self.shown = speaker, scenario, dataset, W.HTML()
+        p = speaker.protocol
+        i = p.agent_names.index(speaker.agent)
+        rounds = [r for r in range(p.max_message_rounds) if p.active[:, r, i].any()]
+        number = lambda name, help: control(W.Text, name, help, "180px", value="0", continuous_update=False)
+        self.number = number("instance", "Number of the instance, from 0; press Enter to see it")
+        self.seed = number("seed", "Of the episode: it settles schedules and the order of channels")
+        self.round = control(
+            W.Dropdown, "round", "The round in which the agent speaks", "180px", options=rounds
+        )
+        self.stance = control(
+            W.Dropdown,
+            "stance",
+            "Whether provers argue for their usual verdicts",
+            "180px",
+            options=[("usual", 1), ("opposite", 0)],
+        )
+        widgets = [
+            self.number,
+            self.round,
+            self.seed,
+            *([self.stance] if p.common.randomize_prover_stance else []),
+        ]
+        for widget in widgets:
+            widget.observe(lambda change: self.show(), "value")
+        self.root = W.VBox([beside(*widgets), self.shown])
+        self.show()
+
+    def show(self) -> None:
+        n = len(self.dataset)
+        if not (self.number.value.isdecimal() and int(self.number.value) < n and self.seed.value.isdecimal()):
+            self.shown.value = boxed(
+                f"<p class='nip-wrong'>Instances are numbered from 0 to {n - 1}, and a seed is a whole number.</p>"
+            )
+            return
+        texts = texts_of(self.scenario, self.dataset, int(self.number.value))
+        prompts = prompts_of(self.speaker, texts, int(self.seed.value), self.stance.value)
+        silent = "<p>With this seed the agent says nothing in this round.</p>"
+        self.shown.value = boxed(told(prompts[self.round.value]) if self.round.value in prompts else silent)
+
+# %% ../nbs/97f_foretold.ipynb #c010
 def games_of(hyper_params: HyperParameters, num_train: int, num_test: int) -> tuple[int, int]:
     "How many games will be played in training and in tests"
     hp, rl = hyper_params, hyper_params.rl
@@ -86,7 +141,7 @@ def times_taken(hyper_params: HyperParameters, round: int) -> int:
     branching = trainers[hyper_params.trainer].branching(hyper_params)
     return branching ** (round + 1)
 
-# %% ../nbs/97f_foretold.ipynb #c011
+# %% ../nbs/97f_foretold.ipynb #c013
 CHARACTERS_PER_TOKEN = 4
 TOKENS_PER_WORD = 4 / 3
 
@@ -147,7 +202,7 @@ class Price:
     def __repr__(self) -> str:
         return f"Price({self.calls:,} calls, {'unknown' if math.isnan(self.dollars) else f'${self.dollars:,.2f}'} at most)"
 
-# %% ../nbs/97f_foretold.ipynb #c012
+# %% ../nbs/97f_foretold.ipynb #c014
 def sizes(scenario: TextScenario, speaker: Speaker, instances: list[Mapping[str, str]]) -> dict[int, float]:
     "Round → tokens of the prompt, on average over instances, when all have said as much as they may"
     words = lambda agent: getattr(scenario.hyper_params.agents[agent], "max_response_words", 0)

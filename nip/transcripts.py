@@ -31,7 +31,8 @@ from .tracking import Run
 
 # %% auto #0
 __all__ = ['FENCE', 'ENDINGS', 'ANYBODY', 'ANY', 'Lines', 'order', 'kept_games', 'said_of', 'Rules', 'TextGame', 'plain', 'prose',
-           'decided', 'children_of', 'places', 'among', 'is_chosen', 'select_games', 'Transcripts', 'TranscriptBrowser']
+           'decided', 'children_of', 'places', 'among', 'is_chosen', 'select_games', 'Transcripts', 'Overheard',
+           'TranscriptBrowser']
 
 # %% ../nbs/97c_transcripts.ipynb #c005
 class Lines:
@@ -486,6 +487,25 @@ def _repr_html_(self: Transcripts, shown: int = 5) -> str:
     return STYLE + boxed(f"<p>{escape(repr(self))}</p>{games}{more}")
 
 # %% ../nbs/97c_transcripts.ipynb #c039
+class Overheard:
+    "The games of words of a run, as they come"
+
+    def __init__(self, run: Run):
+        self.run, self.lines, self.rules, self.told = run, {}, None, 0
+
+    def latest(self) -> tuple[TextGame, int] | None:
+        "The game that ended last, and how many there are with it; None where there is no other than the last time"
+        files = sorted(kept_games(self.run).values(), key=lambda f: f.stat().st_mtime_ns)
+        if not files:
+            return None
+        records = self.lines.setdefault(files[-1].stem, Lines(files[-1])).read()
+        if not records or (files[-1].stem, len(records)) == self.told:
+            return None
+        self.rules = self.rules or Rules.of(HyperParameters.from_dict(self.run.hyper_params))
+        self.told = files[-1].stem, len(records)
+        return TextGame(records[-1], self.rules, files[-1].stem), len(records)
+
+# %% ../nbs/97c_transcripts.ipynb #c042
 ANYBODY = "everything"
 ANY = "any"
 
@@ -537,7 +557,7 @@ class TranscriptBrowser:
     def _repr_mimebundle_(self, **kwargs):
         return self.root._repr_mimebundle_(**kwargs)
 
-# %% ../nbs/97c_transcripts.ipynb #c040
+# %% ../nbs/97c_transcripts.ipynb #c043
 @patch
 def choose(self: TranscriptBrowser) -> None:
     "Offer the games that are as they are asked for"
