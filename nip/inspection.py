@@ -515,6 +515,8 @@ def _(things, inspector) -> list[W.Widget]:
 
 @panel.register
 def _(things: dict, inspector) -> list[W.Widget]:
+    if not all(isinstance(thing, CombinedAgentPart) for thing in things.values()):
+        return [told(view(things))]
     shown = W.HTML()
 
     def show() -> None:
@@ -671,7 +673,9 @@ class TrainerPanel:
             self.go,
             width="auto",
         )
-        self.root = W.VBox([told(view(trainer)), beside(self.seconds, self.estimate), self.found])
+        is_timed = not isinstance(trainer, TextRlTrainer)
+        controls = beside(*([self.seconds] * is_timed), self.estimate)
+        self.root = W.VBox([told(view(trainer)), controls, self.found])
 
     def go(self) -> None:
         try:

@@ -354,7 +354,7 @@ def listen(self: JobPanel) -> None:
     "Show the game of words that was played last, where there is one"
     if (found := self.games.latest()) is not None:
         game, number = found
-        head = f"{number} games of {said_of(game.name)} so far; the last one:"
+        head = f"{number} games so far ({said_of(game.name)}); the last one:"
         self.heard.value = boxed(f"<p>{escape(head)}</p>{game.view()}")
 
 

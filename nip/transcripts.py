@@ -30,9 +30,9 @@ from .text_scenario import TextScenario
 from .tracking import Run
 
 # %% auto #0
-__all__ = ['FENCE', 'ENDINGS', 'ANYBODY', 'ANY', 'Lines', 'order', 'kept_games', 'said_of', 'Rules', 'TextGame', 'plain', 'prose',
-           'decided', 'children_of', 'places', 'among', 'is_chosen', 'select_games', 'Transcripts', 'Overheard',
-           'TranscriptBrowser']
+__all__ = ['FENCE', 'ENDINGS', 'ANYBODY', 'ANY', 'WHOLE', 'Lines', 'order', 'kept_games', 'said_of', 'Rules', 'TextGame', 'plain',
+           'prose', 'decided', 'children_of', 'places', 'among', 'is_chosen', 'select_games', 'Transcripts',
+           'Overheard', 'TranscriptBrowser']
 
 # %% ../nbs/97c_transcripts.ipynb #c005
 class Lines:
@@ -508,6 +508,7 @@ class Overheard:
 # %% ../nbs/97c_transcripts.ipynb #c042
 ANYBODY = "everything"
 ANY = "any"
+WHOLE = -2  # In place of a node: the game itself
 
 
 class TranscriptBrowser:
@@ -541,7 +542,9 @@ class TranscriptBrowser:
         )
         self.which = drop("game", "The game that is shown", "520px", [])
         self.seen_as = drop("seen by", "Show what an agent knows, or everything", "260px", [ANYBODY, *agents])
-        self.node = drop("node", "The answer in the tree up to which the game is shown", "190px", [])
+        self.node = drop(
+            "node", "The answer in the tree up to which the game is shown", "190px", [("the game", WHOLE)]
+        )
         self.back = button("Previous", "The game before", lambda: self.step(-1), "chevron-left", "110px")
         self.on = button("Next", "The next game", lambda: self.step(1), "chevron-right", "110px")
         self.notice, self.picture, self.drawn = Notice(), W.HTML(), W.HTML()
@@ -587,7 +590,7 @@ def turn_to(self: TranscriptBrowser) -> None:
     "Another game: another tree, if it has one"
     nodes = [] if self.which.value is None else self.games[self.which.value].record.get("nodes", [])
     self.node.options = [
-        ("the game", None),
+        ("the game", WHOLE),
         *((f"{n['node']} (round {n['round']})", n["node"]) for n in nodes),
     ]
     self.node.layout.display = None if nodes else "none"
@@ -602,4 +605,4 @@ def show(self: TranscriptBrowser) -> None:
     game, agent = self.games[self.which.value], None if self.seen_as.value == ANYBODY else self.seen_as.value
     has_tree = "nodes" in game.record and agent is None
     self.drawn.value = game.tree(chosen=self.node.value) if has_tree else ""
-    self.picture.value = (game if self.node.value is None else game.at(self.node.value)).view(agent)
+    self.picture.value = (game if self.node.value == WHOLE else game.at(self.node.value)).view(agent)
