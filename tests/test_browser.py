@@ -136,10 +136,13 @@ def begin(page, address: str) -> None:
     "Open the notebook, and run its cell"
     page.goto(address)
     page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(state="attached")
+    ask = page.locator(".jp-Dialog .jp-mod-accept")  # which kernel, where none is there yet
     for _ in range(10):  # a kernel that has just started may miss the key
-        page.locator(".jp-CodeCell .cm-content").first.click()
-        page.keyboard.press("Control+Enter")
         with suppress(page_timeout()):
+            if ask.count():
+                ask.click(timeout=3000)
+            page.locator(".jp-CodeCell .cm-content").first.click(timeout=3000)
+            page.keyboard.press("Control+Enter")
             page.wait_for_function(
                 "/[*\\d]/.test(document.querySelector('.jp-InputPrompt').textContent)", timeout=3000
             )
