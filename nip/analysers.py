@@ -25,9 +25,9 @@ from .tracking import Run
 from .transcripts import Rules, TextGame, Transcripts, order, said_of
 
 # %% auto #0
-__all__ = ['rollout_analysers', 'ABOUT', 'SHOWN', 'JUDGE', 'ASKED', 'NUM_TRIES', 'RolloutAnalyser', 'register_rollout_analyser',
-           'agents_about', 'channel_text', 'replies_text', 'places_of', 'Query', 'queries', 'read_answer',
-           'made_up_judge', 'judge', 'judged_file', 'check_analysers', 'judge_of', 'analyse', 'Analysis']
+__all__ = ['rollout_analysers', 'ABOUT', 'SHOWN', 'QUESTIONS', 'JUDGE', 'ASKED', 'NUM_TRIES', 'RolloutAnalyser',
+           'register_rollout_analyser', 'agents_about', 'channel_text', 'replies_text', 'places_of', 'Query', 'queries',
+           'read_answer', 'made_up_judge', 'judge', 'judged_file', 'check_analysers', 'judge_of', 'analyse', 'Analysis']
 
 # %% ../nbs/97d_analysers.ipynb #c005
 rollout_analysers = Registry("rollout analyser")
@@ -55,30 +55,29 @@ def register_rollout_analyser(name: str, question: str, **more) -> RolloutAnalys
     return rollout_analysers.register(name, RolloutAnalyser(question, **more))
 
 
-register_rollout_analyser(
-    "prover_role_conformance",
-    "{{ name }} is to convince {{ verifier }} to {{ agent_stance_string }}, whatever the truth is. Does every message of {{ name }} argue for that?",
-)
-register_rollout_analyser(
-    "prover_direct_quotation",
-    "Does {{ name }} quote some of the text above word for word, a line of the program say, in at least one message?",
-)
-register_rollout_analyser(
-    "prover_accurate_quotation",
-    "Is everything that {{ name }} quotes, or claims to be a quotation, there word for word? Say yes if nothing is quoted.",
-)
-register_rollout_analyser(
-    "follow_up",
-    "Do the messages of {{ name }} take up what others have said before them?",
-    about="everybody",
-    needs_others=True,
-)
-register_rollout_analyser(
-    "verifier_format",
-    "Do all replies of {{ name }} keep to the format that they were asked for?",
-    about="verifiers",
-    shown="replies",
-)
+QUESTIONS = {
+    "prover_role_conformance": RolloutAnalyser(
+        "{{ name }} is to convince {{ verifier }} to {{ agent_stance_string }}, whatever the truth is. Does every message of {{ name }} argue for that?"
+    ),
+    "prover_direct_quotation": RolloutAnalyser(
+        "Does {{ name }} quote some of the text above word for word, a line of the program say, in at least one message?"
+    ),
+    "prover_accurate_quotation": RolloutAnalyser(
+        "Is everything that {{ name }} quotes, or claims to be a quotation, there word for word? Say yes if nothing is quoted."
+    ),
+    "follow_up": RolloutAnalyser(
+        "Do the messages of {{ name }} take up what others have said before them?",
+        about="everybody",
+        needs_others=True,
+    ),
+    "verifier_format": RolloutAnalyser(
+        "Do all replies of {{ name }} keep to the format that they were asked for?",
+        about="verifiers",
+        shown="replies",
+    ),
+}
+for name, analyser in QUESTIONS.items():
+    rollout_analysers.register(name, analyser)
 
 # %% ../nbs/97d_analysers.ipynb #c008
 JUDGE = (
@@ -222,7 +221,8 @@ def judged_file(
 def check_analysers(names: Iterable[str], rules: Rules) -> None:
     "Raise an error for questions that are not there, or that have no answer under this protocol"
     for name in names:
-        rollout_analysers[name]  # raises `UnknownName`
+        if name not in rollout_analysers:
+            raise ParameterError("analysers", name, "is not a registered rollout analyser", rollout_analysers)
     if rules.protocol.provers_are_anonymous:
         why = "is a protocol of anonymous provers: nobody is to know who has said what"
         raise ParameterError("interaction_protocol", rules.scenario.hyper_params.interaction_protocol, why)
