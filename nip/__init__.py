@@ -45,6 +45,8 @@ _MODULES = {
     "text_rl": ["TextRlParameters"],
     "expert_iteration": ["PureTextEiParameters"],
     "malt": ["PureTextMaltParameters"],
+    "transcripts": ["Transcripts", "TranscriptBrowser"],
+    "analysers": ["analyse", "register_rollout_analyser"],
     "evaluation": ["evaluate", "Evaluation"],
     "comparison": ["compare", "Comparison"],
     "run": ["run_experiment", "resume_experiment", "prepare_experiment", "preset", "presets", "Result"],

@@ -18,8 +18,8 @@ from .run_store import find_run
 from .tracking import Run, RunStore
 
 # %% auto #0
-__all__ = ['asks', 'to_load', 'refusal', 'check_sources', 'run_of', 'part_in_game', 'earlier_parameters', 'weights_of', 'misfit',
-           'complete_agents', 'without_checkpoints', 'load_agents', 'completed']
+__all__ = ['asks', 'to_load', 'refusal', 'check_sources', 'run_of', 'part_in_game', 'earlier_parameters', 'checkpoint_of',
+           'weights_of', 'model_of', 'misfit', 'complete_agents', 'without_checkpoints', 'load_agents', 'completed']
 
 # %% ../nbs/80a_agent_checkpoints.ipynb #c005
 def asks(params: Parameters) -> bool:
@@ -92,18 +92,34 @@ def earlier_parameters(hyper_params: HyperParameters, name: str, run: Run) -> Pa
     return earlier.agents[name]
 
 # %% ../nbs/80a_agent_checkpoints.ipynb #c012
-def weights_of(hyper_params: HyperParameters, name: str, run: Run, run_store=None) -> dict[str, Tensor]:
-    "Weights and buffers of agent `name` in `run`, as `part.name`"
+def checkpoint_of(
+    hyper_params: HyperParameters, name: str, run: Run, run_store=None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    "Tensors and state of `run` from which agent `name` is taken; raises `ParameterError` if they are not there"
     version, known = hyper_params.agents[name].checkpoint_version, ["latest", *map(str, run.checkpoints)]
     is_local = run.dir.parent.resolve() == RunStore(run_store).root.resolve()
     if is_local and version not in known:
         why = f"has no checkpoint {version!r} in the run store, but {', '.join(known)}"
         raise refusal(hyper_params, name, why)
     try:
-        tensors, _ = run.load_checkpoint(int(version) if version.isdigit() else None)
+        return run.load_checkpoint(int(version) if version.isdigit() else None)
     except (FileNotFoundError, ValueError) as error:
         raise refusal(hyper_params, name, f"is a run whose checkpoint cannot be read ({error})") from None
-    return below(tensors, f"agents/{name}")
+
+
+def weights_of(hyper_params: HyperParameters, name: str, run: Run, run_store=None) -> dict[str, Tensor]:
+    "Weights and buffers of agent `name` in `run`, as `part.name`"
+    return below(checkpoint_of(hyper_params, name, run, run_store)[0], f"agents/{name}")
+
+
+def model_of(hyper_params: HyperParameters, name: str, run: Run, run_store=None) -> str | None:
+    "The language model that agent `name` had become in `run`; None where agents are networks"
+    groups = checkpoint_of(hyper_params, name, run, run_store)[1].get("model_groups")
+    if not groups:
+        return None
+    earlier = HyperParameters.from_dict(run.hyper_params).agents[name]
+    group = groups[earlier.shared_model_group or name]
+    return [group["base_model"], *group["models"]][-1]
 
 # %% ../nbs/80a_agent_checkpoints.ipynb #c013
 def misfit(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> str | None:
@@ -123,11 +139,9 @@ def complete_agents(hyper_params: HyperParameters, run_store=None) -> HyperParam
     for name in to_load(hyper_params):
         run = run_of(hyper_params, name, run_store)
         theirs = earlier_parameters(hyper_params, name, run)
-        weights_of(
-            hyper_params, name, run, run_store
-        )  # a checkpoint that is not there is missed before the run begins
+        model = model_of(hyper_params, name, run, run_store)  # misses a checkpoint before the run begins
         own = {k: plain(v) for k, v in kept(hyper_params.agents[name], "checkpoint").items()}
-        changes[f"agents.{name}"] = theirs.to_dict() | own
+        changes[f"agents.{name}"] = theirs.to_dict() | own | ({"model_name": model} if model else {})
     return hyper_params.replace(changes) if changes else hyper_params
 
 
@@ -147,6 +161,8 @@ def load_agents(hyper_params: HyperParameters, agents: dict[str, Agent], run_sto
         if why := misfit(agents[name].state_dict(), weights):
             raise refusal(hyper_params, name, f"is a run in which {name!r} has other networks: {why}")
         agents[name].load_state_dict(weights)
+        if model := model_of(hyper_params, name, run, run_store):
+            agents[name].whole.model_name = model
 
 # %% ../nbs/80a_agent_checkpoints.ipynb #c018
 def completed(hyper_params: HyperParameters, settings) -> HyperParameters:

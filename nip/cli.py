@@ -11,10 +11,10 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['NAMED', 'DEVICE', 'CHANGES', 'demo_table', 'demo_picture', 'demo', 'parse_changes', 'run_file', 'outcome',
-           'data_make', 'data_import', 'data_inject', 'show', 'bench', 'evaluate_run', 'compare_runs', 'resume',
-           'reproduce_run', 'list_runs', 'label_run', 'import_run', 'export_run', 'push_run', 'app_notebook', 'app',
-           'serve_models', 'arg', 'command', 'experiment_commands', 'runs_commands', 'data_commands', 'make_parser',
-           'main']
+           'data_make', 'data_import', 'data_inject', 'show', 'bench', 'evaluate_run', 'read_transcripts',
+           'analyse_run', 'compare_runs', 'resume', 'reproduce_run', 'list_runs', 'label_run', 'import_run',
+           'export_run', 'push_run', 'app_notebook', 'app', 'serve_models', 'arg', 'command', 'experiment_commands',
+           'words_commands', 'runs_commands', 'data_commands', 'make_parser', 'main']
 
 # %% ../nbs/99_cli.ipynb #c005
 def demo_table(results: dict[str, object]) -> str:
@@ -211,6 +211,29 @@ def evaluate_run(args) -> int:
         device=args.device,
     )
     print(f"\n{found}\n\nPicture: {run.dir / 'evaluation.png'}")
+    return 0
+
+# %% ../nbs/99_cli.ipynb #c016t1
+def read_transcripts(args) -> int:
+    "Print the games of words that a run has kept"
+    from nip.transcripts import Transcripts
+
+    kept = Transcripts(args.run, args.games)
+    found = kept.select(args.ended, args.label, args.reward, args.text)
+    print("\n\n".join(game.text(args.seen_by) for game in found[: args.limit]) or "no such game")
+    print(
+        f"\n{min(args.limit, len(found))} of {len(found)} games out of {len(kept)}; there are {', '.join(kept.files)}"
+    )
+    return 0
+
+
+def analyse_run(args) -> int:
+    "Put questions about the transcripts of a run to a language model"
+    from nip.analysers import analyse
+
+    print(
+        analyse(args.run, args.analysers, args.model, args.provider, args.games, args.overwrite, args.dry_run)
+    )
     return 0
 
 # %% ../nbs/99_cli.ipynb #c017
@@ -420,6 +443,18 @@ def experiment_commands(commands) -> None:
             arg("--threads", type=int, default=1, help="torch threads"), arg("--json", help="write the figures here"))  # fmt: skip
 
 # %% ../nbs/99_cli.ipynb #c027
+def words_commands(commands) -> None:
+    "Read what language models have said"
+    command(commands, "transcripts", read_transcripts, NAMED, arg("--games", help="which: test, 000003, played"), arg("--ended", help="right, wrong or undecided"),
+            arg("--label", help="accept or reject"), arg("--reward", action="append", default=[], metavar="CONDITION", help="as prover>=1"),
+            arg("--text", default="", help="words that were said, or are in the instance"), arg("--seen-by", metavar="AGENT", help="only what this agent knows"),
+            arg("--limit", type=int, default=10, help="games to print"))  # fmt: skip
+    command(commands, "analyse", analyse_run, NAMED, arg("--analysers", nargs="*", metavar="NAME", help="which questions; all, if none is named"),
+            arg("--model", default="gpt-4o-mini", help="the judge"), arg("--provider", default="OpenAI", help="of the judge"),
+            arg("--games", nargs="*", metavar="GAMES", help="which: test, 000003; all, if none is named"),
+            arg("--overwrite", action="store_true", help="ask again what has been answered"), arg("--dry-run", action="store_true", help="a judge that is made up; nothing is written"))  # fmt: skip
+
+
 def runs_commands(commands) -> None:
     "List runs, and do something with one of them"
     runs = command(commands, "runs", list_runs, arg("--status", help="finished, interrupted, failed, running or stopped"),
@@ -471,7 +506,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="nip", description="Neural interactive proofs: provers, verifiers, and what they learn."
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for more in (experiment_commands, runs_commands, data_commands):
+    for more in (experiment_commands, runs_commands, words_commands, data_commands):
         more(commands)
     return parser
 

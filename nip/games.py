@@ -22,16 +22,18 @@ from .environment import MAX_EPISODE_SEED
 from .evaluation import player, trained
 from .messages import MessageSpace, speaker_colours
 from .parameters import HyperParameters, scenarios
-from .pictures import STYLE, boxed, picture
+from .pictures import STYLE, boxed, dot, picture
 from .protocol import NO_DECISION, build_protocol_handler
 from .registry import html_table
 from .rollouts import VERDICTS, load_rollouts, save_rollouts
 from .scenario import build_stages
 from .settings import ExperimentSettings
+from .text_scenario import TextScenario
+from .text_seats import TextSitting, text_player
 from .tracking import Run, RunStore
 
 # %% auto #0
-__all__ = ['DECISIONS', 'ANYBODY', 'Game', 'dot', 'table_of', 'Replay', 'RunReplay', 'describe', 'Sitting', 'Play']
+__all__ = ['DECISIONS', 'ANYBODY', 'Game', 'table_of', 'Replay', 'RunReplay', 'describe', 'Sitting', 'Play']
 
 # %% ../nbs/98a_games.ipynb #c005
 DECISIONS = (*VERDICTS, "go on")
@@ -183,13 +185,6 @@ def words(self: Game, space: MessageSpace, named: Iterable[int]) -> str:
 @patch
 def pay(self: Game, round: int, agent: str) -> str:
     return f"{self.frames['agents', 'reward'][round, self.protocol.agent_names.index(agent)].item():g}"
-
-
-def dot(colour: str | None) -> str:
-    "A dot in the colour of a speaker's marks"
-    from matplotlib.colors import to_hex
-
-    return f'<span style="color:{to_hex(colour)}" aria-hidden="true">● </span>' if colour else ""
 
 
 @patch
@@ -497,6 +492,54 @@ def keep(self: Sitting) -> str:
         save_rollouts(self.run, self.kept, played, self.protocol, self.spaces, notes)
     return self.kept
 
+# %% ../nbs/98a_games.ipynb #c034p1
+@patch
+def places(self: Sitting) -> dict[tuple, W.Widget]:
+    "Where candidates are chosen, by message space, channel and position"
+    return {(s.name, c, p): self.place(s, c, p) for c in self.speaks for s in self.spaces for p in range(self.env.message_size)}  # fmt: skip
+
+
+@patch
+def place(self: Sitting, space: MessageSpace, channel: str, position: int) -> W.Dropdown:
+    name, choices = self.instance.scenario.candidate_name, self.choices(space, channel, position)
+    label = channel + f" {position + 1}" * (self.env.message_size > 1) + " (number)" * (space.kind != "main")
+    options, help = [(name(space, c), c) for c in choices], f"What to name in channel {channel}"
+    return control(W.Dropdown, label, help, name_width="130px", options=options)
+
+
+@patch(as_prop=True)
+def verdict_options(self: Sitting) -> list[tuple[str, int]]:
+    "Verdicts to choose from; empty where none counts"
+    return [("go on", 2), ("accept", 1), ("reject", 0)] if self.decides else []
+
+
+@patch
+def take(self: Sitting, values: Mapping[tuple, int], decision: int | None) -> None:
+    "The person's turn: what was chosen in `places`, and the verdict"
+    said: dict[tuple[str, str], list[int]] = {}
+    for (name, channel, _), value in values.items():
+        said.setdefault((name, channel), []).append(value)
+    self.move(said, decision)
+
+# %% ../nbs/98a_games.ipynb #c034p2
+@patch
+def places(self: TextSitting) -> dict[str, W.Widget]:
+    "Where messages are written, by channel"
+    area = lambda c: control(W.Textarea, c, f"What to write in channel {c}", "98%", "130px", rows=4)
+    return {channel: area(channel) for channel in self.speaks}
+
+
+@patch(as_prop=True)
+def verdict_options(self: TextSitting) -> list[tuple[str, str | None]]:
+    "Verdicts to choose from; empty where none counts"
+    return [("go on", None), *((word, word) for word in self.verdicts)] if self.verdicts else []
+
+
+@patch
+def take(self: TextSitting, values: Mapping[str, str], decision: str | None) -> None:
+    "The person's turn: what was written in `places`, and the verdict"
+    self.move(values, decision)
+
 # %% ../nbs/98a_games.ipynb #c034
 class Play:
     "A person plays against the agents of a run"
@@ -564,6 +607,12 @@ def hyper_params(self: Play) -> HyperParameters:
     return HyperParameters.from_dict(self.store.open(self.runs.value).hyper_params)
 
 
+@patch(as_prop=True)
+def in_words(self: Play) -> bool:
+    "Whether agents of the chosen run write text"
+    return issubclass(scenarios[self.hyper_params.scenario], TextScenario)
+
+
 @patch
 def agents(self: Play):
     "A trainer with the agents of the chosen run, loaded once for each checkpoint"
@@ -571,7 +620,7 @@ def agents(self: Play):
     key = run.id, run.latest_checkpoint()
     if key not in self.loaded:
         self.notice.say(f"loading the agents of {run.id} …")
-        self.loaded = {key: player(trained(run))}
+        self.loaded = {key: text_player(run) if self.in_words else player(trained(run))}
     return self.loaded[key]
 
 # %% ../nbs/98a_games.ipynb #c036
@@ -588,9 +637,8 @@ def begin(self: Play) -> None:
         if text and not text.isdigit():
             raise ValueError(f"instance: a whole number from 0 to {size - 1}, not {text!r}")
         index = int(text) if text else int(torch.randint(size, ()))
-        self.sitting = Sitting(
-            trainer, self.seat.value, index, seed, self.told.value, self.store.open(self.runs.value)
-        )
+        sit, run = TextSitting if self.in_words else Sitting, self.store.open(self.runs.value)
+        self.sitting = sit(trainer, self.seat.value, index, seed, self.told.value, run)
         self.notice.say("")
         self.show()
     except Exception as error:  # noqa: BLE001 whatever a run may hold
@@ -599,50 +647,32 @@ def begin(self: Play) -> None:
 
 @patch
 def show(self: Play) -> None:
-    "Show the game, and what is to be chosen"
+    "Show the game, and what is to be chosen or written"
     s = self.sitting
     self.picture.value = s.view()
     if s.over:
         return self.finish()
-    self.places = {
-        (space.name, c, p): self.choice(space, c, p)
-        for c in s.speaks
-        for space in s.spaces
-        for p in range(s.env.message_size)
-    }
-    verdicts = [("go on", 2), ("accept", 1), ("reject", 0)]
-    meaning = ["No verdict yet", "Verdict 1", "Verdict 0"]
-    self.decision = toggles("decide", "Your verdict, if you have come to one", verdicts, meaning, "90px")
+    self.places, verdicts = s.places(), s.verdict_options
+    meaning = ["No verdict yet", *(f"Your verdict: {word}" for word, _ in verdicts[1:])]
+    self.decision = (
+        toggles("decide", "Your verdict, if you have come to one", verdicts, meaning, "90px")
+        if verdicts
+        else None
+    )
     send = button(
         "Send", "Say it, and let the others play on", self.send, "paper-plane", button_style="primary"
     )
-    self.controls.children = [*self.places.values(), *([self.decision] if s.decides else []), send]
-
-
-@patch
-def choice(self: Play, space: MessageSpace, channel: str, position: int) -> W.Dropdown:
-    "Where a candidate is chosen"
-    name = self.sitting.instance.scenario.candidate_name
-    options = [(name(space, c), c) for c in self.sitting.choices(space, channel, position)]
-    label = (
-        channel
-        + f" {position + 1}" * (self.sitting.env.message_size > 1)
-        + " (number)" * (space.kind != "main")
-    )
-    return control(
-        W.Dropdown, label, f"What to name in channel {channel}", name_width="130px", options=options
-    )
+    self.controls.children = [*self.places.values(), *([self.decision] if verdicts else []), send]
 
 # %% ../nbs/98a_games.ipynb #c037
 @patch
 def send(self: Play) -> None:
     "The person's turn"
-    said: dict[tuple[str, str], list[int]] = {}
-    for (name, channel, _), place in self.places.items():
-        said.setdefault((name, channel), []).append(place.value)
+    values = {name: place.value for name, place in self.places.items()}
     try:
-        self.sitting.move(said, self.decision.value if self.sitting.decides else None)
-    except ValueError as error:
+        self.notice.say("the others are at it …")
+        self.sitting.take(values, self.decision and self.decision.value)
+    except Exception as error:  # noqa: BLE001 what the rules do not allow, or a model that does not answer
         return self.notice.say(str(error), wrong=True)
     self.notice.say("")
     self.show()

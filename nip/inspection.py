@@ -27,9 +27,10 @@ from .combined import CombinedAgentPart
 from .controls import Notice, beside, button, control
 from .data import Dataset
 from .environment import MAX_EPISODE_SEED, Environment
+from .foretold import Price, PromptPanel, price
 from .form import Fold, problem
 from .games import Replay
-from .messages import MessageSpace
+from .messages import MessageSpace, TextSpace
 from .parameters import HyperParameters, scenarios, trainers
 from .pictures import STYLE, boxed, picture
 from .pretraining import body_folder, body_recipe, kept_body, school, to_pretrain
@@ -38,15 +39,20 @@ from .registry import html_table
 from .rollouts import VERDICTS
 from .run import _attention, _threads
 from .scenario import Scenario, ScenarioInstance, build_scenario_instance, build_stages, stage_names
-from .settings import ExperimentSettings
+from .settings import ExperimentSettings, derive_seed
+from .text_agents import TextAgent
+from .text_games import Deal, play_games
+from .text_rl import TextRlTrainer
+from .text_scenario import TextScenario
 from .trainer import Trainer
+from .transcripts import Rules, TextGame
 
 # %% auto #0
 __all__ = ['code', 'folded', 'by', 'LABELS', 'view', 'drawing_of', 'instance_view', 'with_label', 'samples_view', 'module_rows',
            'part_view', 'agent_line', 'flow_view', 'combined_flow', 'key_text', 'combined_view', 'domain', 'Estimate',
            'duration', 'seconds_of', 'time_iterations', 'time_test', 'time_pretraining', 'memory_of', 'time_settings',
-           'estimate', 'type_of', 'prepared', 'episode', 'told', 'panel', 'DataPanel', 'AgentPanel', 'EnvironmentPanel',
-           'TrainerPanel', 'Inspector']
+           'estimate', 'type_of', 'prepared', 'episode', 'told', 'one_game', 'panel', 'DataPanel', 'AgentPanel',
+           'EnvironmentPanel', 'TrainerPanel', 'Inspector']
 
 # %% ../nbs/98f_inspection.ipynb #c006
 code = lambda text: f"<code>{escape(str(text))}</code>"
@@ -105,15 +111,28 @@ def _(space: MessageSpace) -> str:
             ["in the state", f"{keys} (all messages so far, the latest)"], ["logits", code(space.logits_key)]]  # fmt: skip
     return html_table([f"{escape(space.kind)} messages", ""], rows)
 
+# %% ../nbs/98f_inspection.ipynb #c013t0
+@view.register
+def _(space: TextSpace) -> str:
+    rows = [
+        ["an action", code(space.name)],
+        ["candidates", "any text"],
+        ["in the state", f"{code(space.history_key)} (all that was said so far)"],
+    ]
+    return html_table(["messages of text", ""], rows)
+
+
+@view.register
+def _(nothing: None) -> str:
+    return "<p class='nip-quiet'>There is nothing of the kind in this experiment.</p>"
+
 # %% ../nbs/98f_inspection.ipynb #c015
 def instance_view(scenario: Scenario, dataset: Dataset, number: int) -> str:
-    "Instance `number` of `dataset`, as its scenario draws it"
+    "Instance `number` of `dataset`, as its scenario shows it"
     td = dataset[number]
     label = int(td["y"].flatten()[0])
     try:
-        drawn = picture(
-            lambda figure: scenario.draw(td, figure=figure), 6, 2.8, f"instance {number}, label {label}"
-        )
+        drawn = scenario.html(td)
     except NotImplementedError:
         rows = [[code(k), by(v.shape), code(v.flatten()[:12].tolist())] for k, v in sorted(td.items())]
         drawn = html_table(["tensor", "shape", "values"], rows)
@@ -151,6 +170,8 @@ def part_view(part: AgentPart) -> str:
 
 def agent_line(agent: Agent) -> str:
     "An agent in a sentence"
+    if "whole" in agent.parts:
+        return agent.parts["whole"]._repr_html_()
     p = agent.params
     kinds = {"random": p.is_random, "hand-written": p.use_manual_architecture, "frozen": p.freeze_agent}
     kind = "".join(f", {k}" for k, holds in kinds.items() if holds)
@@ -174,7 +195,7 @@ def combined_flow(instance: ScenarioInstance, num_games: int = 2) -> dict[str, l
     games = torch.arange(num_games)
     td, flow = instance.train_environment.start(games, 0 * games), {}
     td["agents", "active"] = torch.ones_like(td["agents", "active"])
-    for kind, part in instance.combined.items():
+    for kind, part in instance.tensor_parts.items():
         shapes = lambda keys, role, td=td: [(k, role, tuple(td[k].shape)) for k in keys if k in td.keys(True)]
         rows = shapes(part.in_keys, "input")
         with torch.no_grad():
@@ -203,10 +224,15 @@ def _(part: CombinedAgentPart) -> str:
 def combined_view(instance: ScenarioInstance) -> str:
     "All combined parts, with the shapes that flow through them"
     flow, n = combined_flow(instance), len(instance.agents)
-    legend = f"<p>Shapes are those of a batch of 2 games. What begins with <code>agents</code> has {n} agents in its second dimension.</p>"
+    legend = (
+        ""
+        if not flow
+        else f"<p>Shapes are those of a batch of 2 games. What begins with <code>agents</code> has {n} agents in its second dimension.</p>"
+    )
     table = lambda rows: html_table(["key", "", "shape"], [[key_text(k), role, by(s)] for k, role, s in rows])
     return legend + "".join(
-        f"<h4>{kind}</h4>{view(part)}{table(flow[kind])}" for kind, part in instance.combined.items()
+        f"<h4>{kind}</h4>{view(part)}{table(flow[kind]) if kind in flow else ''}"
+        for kind, part in instance.combined.items()
     )
 
 # %% ../nbs/98f_inspection.ipynb #c025
@@ -249,6 +275,12 @@ def _(trainer: Trainer) -> str:
     ]
     table = html_table(["group", "agent", "learning rate", "factor", "parameters"], map(row, groups))
     return f"<p>{type(trainer).__name__}, {n:,} iterations</p>{table if groups else '<p>Nobody learns.</p>'}"
+
+
+@view.register
+def _(trainer: TextRlTrainer) -> str:
+    n, stages = type(trainer).num_iterations(trainer.hyper_params), " → ".join(map(code, trainer.stages))
+    return f"<p>{type(trainer).__name__}, {n:,} iterations of {stages}; models learn by {trainer.method} fine-tuning</p>{view(trainer.model_groups)}"
 
 
 @view.register
@@ -396,10 +428,12 @@ def estimate(
     settings: ExperimentSettings | None = None,  # Of the run
     seconds: float = 5.0,  # For iterations to be timed; at least two are
     datasets: tuple[Dataset, Dataset] | None = None,  # Training and test data, where they are there
-) -> Estimate:
-    "What a run of `hyper_params` would take, from a few iterations and a part of the test"
+) -> Estimate | Price:
+    "What a run of `hyper_params` would take, from a few iterations and a part of the test; for language models, which are not asked, the price"
     settings = settings or ExperimentSettings()
     trial, hp = time_settings(settings), completed(hyper_params, settings)
+    if issubclass(scenarios[hp.scenario], TextScenario):
+        return price(hp, settings, datasets)
     rerun = hp.base_run.base_run_type == "rerun_tests"
     total = 0 if rerun else type_of(hp).num_iterations(hp)
     with _threads(settings.num_threads), _attention(settings):
@@ -450,6 +484,23 @@ def told(content: str) -> W.HTML:
     "HTML with the look of all our tables"
     return W.HTML(boxed(content))
 
+# %% ../nbs/98f_inspection.ipynb #c049t0
+@singledispatch
+def one_game(trainer, environment: Environment, number: int, seed: int) -> W.Widget:
+    "A game on instance `number`, to be looked at"
+    return Replay(episode(trainer, environment, number, seed), trainer.instance).root
+
+
+@one_game.register
+def _(trainer: TextRlTrainer, environment, number, seed) -> W.Widget:
+    if not 0 <= number < len(environment.dataset):
+        raise ValueError(
+            f"there is no instance {number}: they are numbered from 0 to {len(environment.dataset) - 1}"
+        )
+    deal = Deal(0, number, seed % MAX_EPISODE_SEED, derive_seed(seed, "one game") >> 1)
+    (record,) = play_games(trainer.instance, environment, [deal])
+    return told(TextGame(record, Rules(trainer.instance.protocol_handler, trainer.instance.scenario)).view())
+
 # %% ../nbs/98f_inspection.ipynb #c051
 @singledispatch
 def panel(thing, inspector: Inspector) -> list[W.Widget]:
@@ -464,6 +515,8 @@ def _(things, inspector) -> list[W.Widget]:
 
 @panel.register
 def _(things: dict, inspector) -> list[W.Widget]:
+    if not all(isinstance(thing, CombinedAgentPart) for thing in things.values()):
+        return [told(view(things))]
     shown = W.HTML()
 
     def show() -> None:
@@ -540,9 +593,27 @@ class AgentPanel:
 
 @panel.register
 def _(agent: Agent, inspector) -> list[W.Widget]:
+    if "whole" in agent.parts:
+        return panel(agent.parts["whole"], inspector)
     shown = AgentPanel(agent, lambda: inspector.instance)
     inspector.now_and_when_built(shown.show)
     return [shown.root]
+
+# %% ../nbs/98f_inspection.ipynb #c057t1
+@panel.register
+def _(agent: TextAgent, inspector) -> list[W.Widget]:
+    prompts = W.VBox()
+
+    def show() -> None:
+        i = inspector.instance
+        prompts.children = [
+            PromptPanel(agent.speaker, i.scenario, i.train_dataset).root
+            if i
+            else told("<p>Prompts are there once everything is built.</p>")
+        ]
+
+    inspector.now_and_when_built(show)
+    return [told(f"<p>{agent._repr_html_()}</p>"), prompts]
 
 # %% ../nbs/98f_inspection.ipynb #c059
 class EnvironmentPanel:
@@ -572,9 +643,8 @@ class EnvironmentPanel:
                 raise ValueError("the agents can play when everything is built")
             if not self.number.value.strip().isdecimal():
                 raise ValueError(f"instances have numbers, such as 0, and not {self.number.value!r}")
-            frames = episode(trainer, self.environment, int(self.number.value), self.seed)
+            self.played.children = [one_game(trainer, self.environment, int(self.number.value), self.seed)]
             self.seed += 1
-            self.played.children = [Replay(frames, trainer.instance).root]
         except ValueError as error:
             self.played.children = [told(problem(error))]
 
@@ -598,12 +668,14 @@ class TrainerPanel:
             value="5",
         )
         self.estimate = button(
-            "Estimate time and memory",
-            "Try a few iterations and a part of the test, on a copy",
+            "Estimate the price" if isinstance(trainer, TextRlTrainer) else "Estimate time and memory",
+            "Try a few iterations and a part of the test, on a copy; of language models, only prompts are built",
             self.go,
             width="auto",
         )
-        self.root = W.VBox([told(view(trainer)), beside(self.seconds, self.estimate), self.found])
+        is_timed = not isinstance(trainer, TextRlTrainer)
+        controls = beside(*([self.seconds] * is_timed), self.estimate)
+        self.root = W.VBox([told(view(trainer)), controls, self.found])
 
     def go(self) -> None:
         try:

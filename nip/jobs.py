@@ -23,6 +23,7 @@ from .controls import beside, button, control
 from .pictures import boxed, picture
 from .tracking import Run, from_json_value
 from .trainer import StopRequest
+from .transcripts import Overheard, said_of
 
 # %% auto #0
 __all__ = ['USUAL', 'LINE', 'Bar', 'Job', 'clock', 'Tail', 'panels', 'smoothed', 'shortened', 'thinned', 'curves', 'lines_of',
@@ -307,7 +308,9 @@ class JobPanel:
         )
         self.shown.observe(lambda change: self.draw(), "value")
         self.picture, self.options = W.HTML(), W.VBox([self.shown], layout={"display": "none"})
-        self.buttons, self.details = beside(self.pause, self.stop), W.VBox([self.picture, self.options])
+        self.games, self.heard = None, W.HTML()
+        self.buttons = beside(self.pause, self.stop)
+        self.details = W.VBox([self.picture, self.options, self.heard])
         self.root = W.VBox([self.told, self.buttons, self.details], layout={"display": "none"})
 
     @property
@@ -321,6 +324,7 @@ class JobPanel:
         if self.is_busy:
             raise RuntimeError(f"{self.job.title} is still at work; wait, or stop it")
         self.tail, self.next_drawing, self.picture.value = run and Tail(run), 0.0, ""
+        self.games, self.heard.value = run and Overheard(run), ""
         self.job, self.root.layout.display = Job(title, work, saves, self.show), None
         self.show(self.job)
         return self.job.start()
@@ -339,9 +343,19 @@ def show(self: JobPanel, job: Job) -> None:
     if self.tail and (job.is_over or monotonic() > self.next_drawing):
         began = monotonic()
         self.draw()
+        self.listen()
         self.next_drawing = monotonic() + max(1.0, 10 * (monotonic() - began))
     if job.is_over:
         self.on_end(job)
+
+
+@patch
+def listen(self: JobPanel) -> None:
+    "Show the game of words that was played last, where there is one"
+    if (found := self.games.latest()) is not None:
+        game, number = found
+        head = f"{number} games so far ({said_of(game.name)}); the last one:"
+        self.heard.value = boxed(f"<p>{escape(head)}</p>{game.view()}")
 
 
 @patch

@@ -5,6 +5,7 @@
 # %% ../nbs/98h_launch.ipynb #c002
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from html import escape
 from types import NoneType
@@ -15,13 +16,15 @@ from fastcore.basics import patch
 
 from .checked import Spec, differs
 from .controls import Notice, beside, button
-from .form import Draft, FieldGroup, Fold, members
+from .form import Draft, FieldGroup, Fold, members, problem
+from .inspection import estimate
 from .jobs import Job, JobPanel
-from .parameters import HyperParameters
+from .parameters import HyperParameters, scenarios
 from .pictures import boxed
 from .registry import html_table
 from .run import Result, resume_experiment, run_experiment
 from .settings import ExperimentSettings
+from .text_scenario import TextScenario
 from .tracking import Run, RunStore
 
 # %% auto #0
@@ -84,23 +87,57 @@ class Launch:
         help = "Go on with the run that was stopped, from its last checkpoint"
         self.resume = button("Go on", help, go_on, "step-forward")
         self.resume.layout.display = "none"
+        help = "What it would take, before it is begun: time and memory, or the price of language models"
+        self.ask = button("Estimate", help, lambda: self.attempt(self.foretell), "hourglass-half")
         self.what, self.notice, self.outcome = Notice(), Notice(), W.HTML()
-        controls = beside(self.button, self.resume, self.notice)
-        self.root = W.VBox([self.what, self.form.root, controls, self.outcome])
-        self.refresh()
+        self.estimated, self.estimate_of, self.work = W.HTML(), None, threading.Thread()
+        controls = beside(self.button, self.resume, self.ask, self.notice)
+        self.root = W.VBox([self.what, self.form.root, controls, self.estimated, self.outcome])
+        self.describe()
 
     @property
     def settings(self) -> dict[str, Any]:
         "How it would be run"
         return self.form.settings | {"run_store": self.store}
 
-    def refresh(self) -> None:
-        "Say what would be trained"
+    def describe(self) -> HyperParameters | None:
+        "Say what would be trained; None if something is wrong with it"
         try:
             hp = self.hyper_params()
             self.what.say(f"{hp.scenario} under {hp.interaction_protocol}, trained by {hp.trainer} on {hp.dataset}, seed {hp.seed}")  # fmt: skip
+            return hp
         except Exception as error:  # noqa: BLE001 what is half typed may be wrong in any way
             self.what.say(str(error), wrong=True)
+
+# %% ../nbs/98h_launch.ipynb #c008t1
+@patch
+def foretell(self: Launch) -> None:
+    "Begin to say what it would take, as soon as `work`, a thread, has found it out"
+    if self.work.is_alive():
+        return
+    hyper_params, settings = self.hyper_params(), ExperimentSettings(**self.settings)
+    hyper_params.validate()
+    self.estimate_of, self.estimated.value = hyper_params, boxed("<p class='nip-quiet'>Estimating …</p>")
+    self.work = threading.Thread(target=self.find, args=(hyper_params, settings), daemon=True)
+    self.work.start()
+
+
+@patch
+def refresh(self: Launch) -> None:
+    "Say what would be trained now, and the price if it has one"
+    hp = self.describe()
+    if hp is not None and hp != self.estimate_of:
+        self.estimated.value = ""
+        if issubclass(scenarios[hp.scenario], TextScenario):
+            self.attempt(self.foretell)
+
+
+@patch
+def find(self: Launch, hyper_params: HyperParameters, settings: ExperimentSettings) -> None:
+    try:
+        self.estimated.value = boxed(estimate(hyper_params, settings)._repr_html_())
+    except Exception as error:  # noqa: BLE001 whatever an experiment may raise belongs on the page
+        self.estimated.value = boxed(problem(error))
 
 # %% ../nbs/98h_launch.ipynb #c009
 HEADLINES = ("mean_accuracy", "worst_datapoint_accuracy", "mean_episode_length")

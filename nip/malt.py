@@ -205,6 +205,11 @@ class MaltTrainer(ExpertIterationTrainer):
 
     parameter_groups = (*ExpertIterationTrainer.parameter_groups, "pure_text_malt")
 
+    @classmethod
+    def branching(cls, hyper_params) -> int:
+        "How many answers there are to each question"
+        return hyper_params.pure_text_malt.num_responses_per_timestep
+
     @property
     def method(self) -> str:
         return "supervised" if self.is_warming_up else "dpo"

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from html import escape
 
 # %% auto #0
-__all__ = ['INK', 'READERS_INK', 'STYLE', 'picture', 'figure_for', 'apart', 'boxed']
+__all__ = ['INK', 'READERS_INK', 'STYLE', 'picture', 'figure_for', 'apart', 'boxed', 'dot']
 
 # %% ../nbs/71a_pictures.ipynb #c005
 INK = "#010203"  # Takes the colour of the text around the picture
@@ -84,3 +84,10 @@ STYLE = """<style>
 def boxed(content: str) -> str:
     "HTML with the look of `STYLE`, which scrolls where it is wider than its place"
     return f'<div class="nip-html nip-scroll">{content}</div>'
+
+# %% ../nbs/71a_pictures.ipynb #c010b
+def dot(colour: str | None) -> str:
+    "A dot in the colour of a speaker's marks"
+    from matplotlib.colors import to_hex
+
+    return f'<span style="color:{to_hex(colour)}" aria-hidden="true">● </span>' if colour else ""

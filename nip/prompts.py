@@ -349,7 +349,7 @@ class Speaker:
         audible = {(names[a], c) for a, c in where if a != self.agent and c in sees}
         channels = {c for n, c in audible if n == names[turn.agent]}
         place = (
-            f" ({headers(p, self.agent)[turn.channel].rstrip(':').partition(' ')[2]})"
+            f" ({headers(p, turn.agent)[turn.channel].rstrip(':').partition(' ')[2]})"
             if len(channels) > 1
             else ""
         )

@@ -6,16 +6,19 @@
 from __future__ import annotations
 
 import warnings
+from functools import singledispatch
 
 import torch
 
 from .base_run import base_run_of
+from .fine_tuning import JobStatus
 from .parameters import ParameterError
+from .text_rl import TextRlTrainer
 from .tracking import Run
 from .trainer import Trainer, join_state
 
 # %% auto #0
-__all__ = ['take_up', 'sound_checkpoints', 'rerun_tests']
+__all__ = ['take_up', 'sound_checkpoints', 'rerun_tests', 'models_then', 'moments', 'chosen_moments']
 
 # %% ../nbs/96_rerun_tests.ipynb #c005
 def take_up(trainer: Trainer, base: Run, step: int) -> None:
@@ -41,6 +44,7 @@ def sound_checkpoints(base: Run) -> list[int]:
     return sound
 
 # %% ../nbs/96_rerun_tests.ipynb #c006
+@singledispatch
 def rerun_tests(
     trainer: Trainer,  # Of the new run
     base: Run | None = None,  # The earlier run; None: the one that the hyper-parameters name
@@ -59,6 +63,57 @@ def rerun_tests(
             metrics = trainer.final_test() if step == steps[-1] else trainer.test()
             if trainer.run:
                 trainer.run.log(step, metrics)
+            if trainer.stop:
+                break
+    return metrics
+
+# %% ../nbs/96_rerun_tests.ipynb #c006t1
+def models_then(state: dict, learned: int) -> dict:
+    "The models of a checkpoint, none of which is being fine-tuned; those of the beginning where nothing was learned"
+    none = {"job_id": None, "status": vars(JobStatus("none")).copy()}
+    groups = state["model_groups"].items()
+    return {name: group | none | ({} if learned else {"models": []}) for name, group in groups}
+
+
+def moments(trainer: TextRlTrainer, base: Run) -> dict[int, dict]:
+    "Number of iterations that were learned from → state, for all moments that can be tested, in order"
+    forced, found = trainer.hyper_params.base_run.rerun_tests_force_test_during_training_state, {}
+    for step in sound_checkpoints(base):
+        state = join_state(*base.load_checkpoint(step))
+        is_between = state["stage"] in (0, len(trainer.stages))
+        learned = step + (state["stage"] == len(trainer.stages))
+        if is_between or forced:
+            found.setdefault(learned, state)
+        found.setdefault(0, state)
+    return dict(sorted(found.items()))
+
+
+def chosen_moments(scheme: str, found: dict[int, dict]) -> dict[int, dict]:
+    "Those that `scheme` tests"
+    at, last = list(found), list(found)[-1:]
+    wanted = {"none": [], "last": last, "first_and_last": at[:1] + last, "all": at}[scheme]
+    return {learned: state for learned, state in found.items() if learned in wanted}
+
+# %% ../nbs/96_rerun_tests.ipynb #c006t2
+@rerun_tests.register
+def _(trainer: TextRlTrainer, base: Run | None = None) -> dict[str, float]:
+    base = base or base_run_of(trainer.hyper_params, trainer.settings.run_store)
+    scheme, found, metrics = trainer.hyper_params.text_rl.test_scheme, moments(trainer, base), {}
+    if scheme == "none":
+        raise ParameterError(
+            "text_rl.test_scheme", scheme, "leaves nothing to test again", ["all", "last", "first_and_last"]
+        )
+    if not found:
+        raise ParameterError("base_run.run_id", base.id, "is a run without a checkpoint that could be tested")
+    with trainer.stop.listening():
+        trainer.prepare()
+        for learned, state in chosen_moments(scheme, found).items():
+            here = {"iteration": learned, "stage": 0, "jobs_begun": [], "device": trainer.settings.device}
+            trainer.load_state(state | here | {"model_groups": models_then(state, learned)})
+            trainer.checkpoint()
+            metrics = trainer.final_test()
+            if trainer.run and metrics:
+                trainer.run.log(learned, metrics)
             if trainer.stop:
                 break
     return metrics

@@ -27,6 +27,7 @@ from .registry import html_table
 from .reproduction import reproduce
 from .run_store import COMPARISONS
 from .tracking import Run, RunStore
+from .transcripts import TranscriptBrowser, kept_games
 
 # %% auto #0
 __all__ = ['OPTIONS', 'ACTIONS', 'find', 'line', 'looks', 'transcripts', 'title', 'said_table', 'text', 'Results']
@@ -285,12 +286,15 @@ def do_curves(self: Results, runs: list[Run]) -> None:
 
 @patch
 def do_transcripts(self: Results, run: Run) -> None:
-    self.show(transcripts(run))
+    if kept_games(run):
+        self.shown.children = [TranscriptBrowser(run).root]
+    else:
+        self.show(transcripts(run))
 
 
 @patch
 def do_episodes(self: Results, run: Run) -> None:
-    self.shown.children = [RunReplay(run).root]
+    self.shown.children = [(TranscriptBrowser if kept_games(run) else RunReplay)(run).root]
 
 # %% ../nbs/98i_results.ipynb #c015
 @patch

@@ -313,18 +313,24 @@ def build_scenario_instance(
     return instance
 
 # %% ../nbs/81_scenario.ipynb #c016
+@patch(as_prop=True)
+def tensor_parts(self: ScenarioInstance) -> dict[str, torch.nn.Module]:
+    "Combined parts through which tensors flow; through language models, words do"
+    return {kind: part for kind, part in self.combined.items() if not isinstance(part, CombinedWhole)}
+
+
 @patch
 def shape_flow(self: ScenarioInstance, agent: str, num_games: int = 2) -> dict[str, list[tuple]]:
     "Rows (name, kind, shape) for each part of `agent`, from a batch of fresh games"
     games = torch.arange(num_games)
     td, rows = self.train_environment.start(games, 0 * games), {}
     td["agents", "active"] = torch.ones_like(td["agents", "active"])
-    for kind, combined in self.combined.items():
+    for kind, combined in self.tensor_parts.items():
         rows[kind] = combined.parts[agent].shape_flow(combined.seen_by(agent, td, games.to(td.device)))
         with torch.no_grad():
             td = combined(td)
     i = self.protocol_handler.agent_names.index(agent)
-    alone = {kind: part for kind, part in self.agents[agent].parts.items() if kind not in rows}
+    alone = {kind: part for kind, part in self.agents[agent].parts.items() if kind not in self.combined}
     for kind, part in alone.items():  # Parts that are run by their trainer
         rows[kind] = part.shape_flow(
             {k: td["agents", k][:, i] if ("agents", k) in td.keys(True) else td[k] for k in part.in_keys}
@@ -354,9 +360,7 @@ def _repr_html_(self: ScenarioInstance) -> str:
     body = "".join(
         f"<details><summary>{name}</summary>{content}</details>" for name, content in stages.items()
     )
-    env, said = (
-        self.train_environment,
-        " and ".join(f"one of {s.size} candidates {s.shape}" for s in self.message_spaces),
-    )
-    games = f"<p>{env.batch_size[0]} games at a time; messages name {said}</p>" if env else ""
+    space = lambda s: "are text" if isinstance(s, TextSpace) else f"name one of {s.size} candidates {s.shape}"
+    env, said = self.train_environment, " and ".join(map(space, self.message_spaces))
+    games = f"<p>{env.batch_size[0]} games at a time; messages {said}</p>" if env else ""
     return f"<b>{self.hyper_params.scenario}</b>, {self.hyper_params.interaction_protocol}{body}{games}"

@@ -155,6 +155,11 @@ class TextRlTrainer(Trainer):
         return hyper_params.rl.num_iterations
 
     @classmethod
+    def branching(cls, hyper_params) -> int:
+        "How many answers there are to each question of a game of training"
+        return 1
+
+    @classmethod
     def num_test_passes(cls, hyper_params) -> int:
         return hyper_params.rl.num_test_iterations
 

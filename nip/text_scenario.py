@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property, partial
+from html import escape
 
 from fastcore.basics import patch
 
@@ -117,3 +118,10 @@ def check_parameters(cls: TextScenario, hyper_params) -> None:
         Speaker(protocol, agent, templates, hyper_params.agents[agent], words={"task": cls.task}).system(
             instance, 1
         )
+
+# %% ../nbs/81a_text_scenario.ipynb #c009a
+@patch
+def html(self: TextScenario, instance, marks=None) -> str:
+    "An instance as HTML: its texts"
+    shown = "overflow-wrap: anywhere; white-space: pre-wrap"
+    return "".join(f"<div style='{shown}'>{escape(instance[key])}</div>" for key in self.instance_keys)

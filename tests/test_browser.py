@@ -314,6 +314,71 @@ def play(page, tag: str) -> None:
     page.get_by_text("Your reward:").wait_for()
 
 
+WORDS = """\
+from nip import HyperParameters
+from nip.builder import Builder
+
+nobody = {"_default": {"use_dummy_api": True}}
+rl = {"rollouts_per_iteration": 6, "num_iterations": 2, "num_test_iterations": 1}
+builder = Builder(HyperParameters("code_validation", "pure_text_malt", "test", "debate", agents=nobody, rl=rl,
+                                  debate_protocol={"max_message_rounds": 4}, text_rl={"test_scheme": "last"}))
+builder"""
+
+
+@pytest.mark.parametrize("theme", ["Light", "Dark"])
+def test_a_run_of_words(browser, lab, theme):
+    tag = "" if theme == "Light" else "-dark"
+    with in_lab(browser, lab, theme, WORDS) as page:
+        button(page, "Inspect").click()
+        button(page, "Build").click()
+        page.get_by_text("stages are built").wait_for()
+        open_fold(page, "2. training data")
+        page.get_by_role("button", name="agent verifier").click()
+        page.get_by_text("You can question Expert_1 and Expert_2").first.wait_for()
+        page.get_by_role("button", name="shared models").click()
+        page.get_by_role("button", name="environments").click()
+        button(page, "Play an episode").click()
+        page.get_by_text("Rewards:").first.wait_for()
+        page.get_by_role("button", name="trainer").click()
+        button(page, "Estimate the price").click()
+        page.get_by_text("US dollars").first.wait_for()
+        check_looks(page)
+        keep(page, f"words-inspect{tag}")
+        button(page, "Launch").click()
+        page.get_by_text("US dollars").locator("visible=true").first.wait_for()
+        page.get_by_label("run_id", exact=True).fill(f"words{tag}")
+        button(page, "Train").click()
+        page.get_by_text("games so far (final test)").wait_for()
+        page.get_by_text("test_mean_accuracy").first.wait_for()
+        check_looks(page)
+        keep(page, f"words-launch{tag}")
+        button(page, "Runs").click()
+        page.locator("option", has_text=f"words{tag} ").first.click()
+        button(page, "Transcripts").click()
+        page.get_by_label("kept", exact=True).select_option("iteration 1")
+        page.get_by_text("a tree of").first.wait_for()
+        page.get_by_label("seen by").select_option("prover0")
+        page.get_by_text("Reward of").first.wait_for()
+        check_looks(page)
+        page.get_by_label("seen by").select_option("everything")
+        page.get_by_text("a tree of").first.click()
+        check_looks(page)
+        keep(page, f"words-transcripts{tag}")
+        button(page, "Play").click()
+        button(page, "Start").click()
+        page.get_by_label("prover0_channel", exact=True).fill("Which input would it fail on?")
+        button(page, "Send").click()
+        page.get_by_text("a message is due in each of").wait_for()
+        page.get_by_label("prover1_channel", exact=True).fill("Why should it be right?")
+        check_looks(page)
+        button(page, "Send").click()
+        page.get_by_text("Which input would it fail on?").first.wait_for()
+        keep(page, f"words-play{tag}")
+        button(page, "accept").click()
+        button(page, "Send").click()
+        page.get_by_text("Your reward:").wait_for()
+
+
 def test_by_keyboard_alone(browser, lab):
     with in_lab(browser, lab) as page:
         by_keyboard(page)

@@ -32,6 +32,14 @@ WORDS = [
 ]
 
 
+WORDS_GAMES = [
+    HyperParameters(
+        "code_validation", trainer, "test", "debate", agents={"_default": {"use_dummy_api": True}}
+    )
+    for trainer in ("pure_text_ei", "pure_text_malt")
+]
+
+
 def some_value(rng: random.Random, spec):
     "A value of about the right kind, from what is easy to what is not"
     if kinds := classes(spec.hint):
@@ -66,7 +74,8 @@ def typed(form: Form, path: str, value) -> None:
 def some_form(seed: int, num_changes: int = 40) -> tuple[Form, list[str]]:
     "A form after random changes, and the addresses of those that were valid"
     rng = random.Random(seed)
-    form, kept = Form(preset(rng.choice(["parity_quick", "graph_isomorphism_quick"]))), []
+    begin = [preset("parity_quick"), preset("graph_isomorphism_quick"), *WORDS_GAMES]
+    form, kept = Form(rng.choice(begin)), []
     for registry, path in (
         (scenarios, "scenario"),
         (trainers, "trainer"),

@@ -178,5 +178,8 @@ def test_speaker_names_are_shown_where_there_are_several(tmp_path):
     instance = build_scenario_instance(experiment("debate"))
     verifier = instance.agents["verifier"].whole.speaker
     assert verifier.heard(Turn(1, "prover0", "prover0_channel", "No.")) == "Expert_1: No."
+    prover = instance.agents["prover0"].whole.speaker
+    assert prover.heard(Turn(0, "verifier", "prover0_channel", "Why?")) == "Verifier (for Expert_1): Why?"
+    assert prover.heard(Turn(0, "verifier", "prover1_channel", "Why?")) == "Verifier (for Expert_2): Why?"
     alone = build_scenario_instance(experiment("nip")).agents["verifier"].whole.speaker
     assert alone.heard(Turn(1, "prover", "main", "Yes.")) == "Yes."
