@@ -13,7 +13,8 @@ from pathlib import Path
 __all__ = ['NAMED', 'DEVICE', 'CHANGES', 'demo_table', 'demo_picture', 'demo', 'parse_changes', 'run_file', 'outcome',
            'data_make', 'data_import', 'data_inject', 'show', 'bench', 'evaluate_run', 'compare_runs', 'resume',
            'reproduce_run', 'list_runs', 'label_run', 'import_run', 'export_run', 'push_run', 'app_notebook', 'app',
-           'arg', 'command', 'experiment_commands', 'runs_commands', 'data_commands', 'make_parser', 'main']
+           'serve_models', 'arg', 'command', 'experiment_commands', 'runs_commands', 'data_commands', 'make_parser',
+           'main']
 
 # %% ../nbs/99_cli.ipynb #c005
 def demo_table(results: dict[str, object]) -> str:
@@ -337,6 +338,30 @@ def app(args) -> int:
         except KeyboardInterrupt:
             return 0
 
+# %% ../nbs/99_cli.ipynb #c024b
+def serve_models(args) -> int:
+    "Serve local models under OpenAI's routes (chat, files, fine-tuning jobs); Ctrl-C ends it"
+    from nip.fine_tuning import FineTuningParameters
+    from nip.serve import serve
+
+    changes = parse_changes(args.set)
+    lora = {
+        name.removeprefix("lora."): changes.pop(name) for name in list(changes) if name.startswith("lora.")
+    }
+    serve(
+        args.models,
+        args.host,
+        args.port,
+        args.api_key,
+        folder=args.folder,
+        device=args.device,
+        dtype=args.dtype,
+        threads=args.threads,
+        batch_size=args.batch_size,
+        parameters=FineTuningParameters(**changes, lora=lora),
+    )
+    return 0
+
 # %% ../nbs/99_cli.ipynb #c025
 NAMED = ("run",), dict(metavar="RUN", help="name of a run, or its folder")
 DEVICE = ("--device",), dict(default="cpu", help="torch device (default: cpu)")
@@ -384,6 +409,12 @@ def experiment_commands(commands) -> None:
     command(commands, "app", app, arg("source", nargs="?", default="graph_isomorphism_quick", help="where to begin: a preset, a run, or a YAML file"),
             arg("--port", type=int, default=8866, help="port on this machine (default: 8866)"), arg("--theme", default="light", choices=("light", "dark")),
             arg("--no-browser", action="store_true", help="print the address, open nothing"))  # fmt: skip
+    command(commands, "serve", serve_models, arg("models", metavar="MODEL", nargs="+", help="tiny, smollm2-135m-instruct, a folder, or a name on the hub"),
+            arg("--host", default="127.0.0.1", help="address (default: this machine alone)"), arg("--port", type=int, default=8000, help="port (default: 8000)"),
+            arg("--api-key", help="that clients must have; default: $NIP_API_KEY"), arg("--folder", help="for files, jobs and adapters; default: in the data folder"),
+            DEVICE, arg("--dtype", help="as bfloat16; default: float32 on a CPU"), arg("--threads", type=int, default=1, help="torch threads"),
+            arg("--batch-size", type=int, default=16, help="requests that are answered at once"),
+            arg("--set", help="of fine-tuning: learning_rate=0.001 lora.rank=4", **CHANGES))  # fmt: skip
     command(commands, "show", show)
     command(commands, "bench", bench, DEVICE, arg("--workload", default="S", help="S or S1"), arg("--iterations", type=int, default=3, help="timed iterations"),
             arg("--threads", type=int, default=1, help="torch threads"), arg("--json", help="write the figures here"))  # fmt: skip

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
+import shutil
 import subprocess
 import sys
 import threading
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
@@ -34,7 +38,7 @@ from .tracking import atomic_write, whole_folder
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'local_parameters', 'training_rows', 'model_to_train', 'trainer_of', 'train_job', 'run_job', 'outcome_of',
-           'LocalFineTuner', 'is_locked', 'stop_processes']
+           'work', 'LocalFineTuner', 'is_locked', 'stop_processes']
 
 # %% ../nbs/60a_local_fine_tuning.ipynb #c005
 DEFAULTS = {
@@ -96,10 +100,11 @@ def model_to_train(
 # %% ../nbs/60a_local_fine_tuning.ipynb #c011
 def trainer_of(folder: Path, record: dict[str, Any], device: str):
     "The TRL trainer of a job"
-    from datasets import Dataset
-    from transformers import AutoTokenizer, set_seed
+    from datasets import Dataset, disable_progress_bars
+    from transformers import AutoTokenizer, PrinterCallback, set_seed
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+    disable_progress_bars()
     set_seed(record["seed"] % 2**31)
     parameters = FineTuningParameters.from_dict(record["parameters"])
     chosen, is_dpo = local_parameters(record["method"], parameters), record["method"] == "dpo"
@@ -112,23 +117,19 @@ def trainer_of(folder: Path, record: dict[str, Any], device: str):
     )  # fmt: skip
     args = DPOConfig(beta=chosen["dpo_beta"], **options) if is_dpo else SFTConfig(**options)
     lines = [json.loads(line) for line in (folder / "data.jsonl").read_text(encoding="utf-8").splitlines()]
-    return (DPOTrainer if is_dpo else SFTTrainer)(
+    trainer = (DPOTrainer if is_dpo else SFTTrainer)(
         model=model, args=args, train_dataset=Dataset.from_list(training_rows(lines, record["method"])), peft_config=adapter,
         processing_class=AutoTokenizer.from_pretrained(model_path(record["base"])), callbacks=[_teller(folder)],
     )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 # %% ../nbs/60a_local_fine_tuning.ipynb #c013
 def _teller(folder: Path):
     from transformers import TrainerCallback
 
-    owner = os.getppid()
-
     class Teller(TrainerCallback):
         "Writes the measures of each step"
-
-        def on_step_end(self, args, state, control, **kwargs):
-            if os.getppid() != owner:
-                raise InterruptedError("whoever asked for the job is gone")
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             measures = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
@@ -140,19 +141,23 @@ def _teller(folder: Path):
 
 
 def train_job(folder: Path, device: str):
-    "Train, and write the adapter"
+    "Train, and write the adapter; generators of random numbers are afterwards as they were"
     quiet()
-    (folder / "events.jsonl").unlink(missing_ok=True)
-    trainer = trainer_of(folder, json.loads((folder / "job.json").read_text()), device)
-    trainer.train()
-    with whole_folder(folder / "adapter") as made:
-        trainer.model.save_pretrained(made, selected_adapters=["default"])
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        (folder / "events.jsonl").unlink(missing_ok=True)
+        trainer = trainer_of(folder, json.loads((folder / "job.json").read_text()), device)
+        trainer.train()
+        shutil.rmtree(folder / "adapter", ignore_errors=True)
+        with whole_folder(folder / "adapter") as made:
+            trainer.model.save_pretrained(made, selected_adapters=["default"])
+    finally:
+        for restore, state in zip((random.setstate, np.random.set_state, torch.set_rng_state), states):
+            restore(state)
 
 # %% ../nbs/60a_local_fine_tuning.ipynb #c015
-def run_job(folder: str, device: str = "cpu", threads: int = 1):
-    "What the process of a job does, from beginning to end"
-    folder = Path(folder)
-    torch.set_num_threads(threads)
+def run_job(folder: Path, device: str):
+    "Do a job, if nobody else does or has done it"
     try:
         with FileLock(folder / ".lock", timeout=10), FileLock(folder.parent / ".queue"):
             if outcome_of(folder) is not None:
@@ -161,12 +166,10 @@ def run_job(folder: str, device: str = "cpu", threads: int = 1):
                 train_job(folder, device)
                 outcome = {"state": "succeeded"}
             except Exception as error:  # noqa: BLE001 whatever the libraries raise
-                if isinstance(error, InterruptedError):
-                    raise
                 outcome = {"state": "failed", "error": f"{type(error).__name__}: {error}"}
             atomic_write(folder / "outcome.json", json.dumps(outcome))
-    except (Timeout, InterruptedError) as error:
-        sys.exit(str(error))
+    except Timeout:
+        pass  # somebody does
 
 
 def outcome_of(folder: Path) -> dict[str, Any] | None:
@@ -175,6 +178,20 @@ def outcome_of(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 # %% ../nbs/60a_local_fine_tuning.ipynb #c017
+def work(folder: str, device: str, threads: str):
+    "What the process of a job does"
+    owner = os.getppid()
+
+    def watch():
+        while os.getppid() == owner:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    torch.set_num_threads(int(threads))
+    run_job(Path(folder), device)
+
+# %% ../nbs/60a_local_fine_tuning.ipynb #c019
 _processes: dict[Path, subprocess.Popen] = {}
 _starting = threading.Lock()
 
@@ -187,8 +204,10 @@ class LocalFineTuner(FineTuner):
         self,
         settings: ExperimentSettings | None = None,
         folder: str | Path | None = None,  # Where jobs are; None: in the cache folder
+        own_process: bool = True,  # Else `create` trains, and returns when it is done: quicker to begin, but not to be stopped
     ):
         super().__init__(settings)
+        self.own_process = own_process
         self.folder = Path(folder or jobs_dir()).absolute()
 
     def check(self, parameters: FineTuningParameters):
@@ -214,7 +233,7 @@ class LocalFineTuner(FineTuner):
         self.ensure(job_id)
         return job_id
 
-# %% ../nbs/60a_local_fine_tuning.ipynb #c018
+# %% ../nbs/60a_local_fine_tuning.ipynb #c020
 @patch
 def write(self: LocalFineTuner, job_id: str, record: dict[str, Any], job: FineTuningJob):
     "Make the folder of a job, if it is not there; one that failed or was cancelled begins anew"
@@ -232,6 +251,8 @@ def write(self: LocalFineTuner, job_id: str, record: dict[str, Any], job: FineTu
 def ensure(self: LocalFineTuner, job_id: str):
     "See to it that an unfinished job has a process, here or elsewhere; one whose process died of itself has failed"
     folder = self.folder / job_id
+    if not self.own_process:
+        return run_job(folder, self.settings.device)
     with _starting:
         process = _processes.get(folder)
         if outcome_of(folder) or (process and process.poll() is None) or is_locked(folder / ".lock"):
@@ -242,7 +263,7 @@ def ensure(self: LocalFineTuner, job_id: str):
             atomic_write(folder / "outcome.json", json.dumps({"state": "failed", "error": error}))
             del _processes[folder]
             return
-        code = "import sys; from nip.local_fine_tuning import run_job; run_job(sys.argv[1], sys.argv[2], int(sys.argv[3]))"
+        code = "import sys; from nip.local_fine_tuning import work; work(*sys.argv[1:])"
         command = [
             sys.executable,
             "-c",
@@ -263,7 +284,7 @@ def is_locked(path: Path) -> bool:
     except Timeout:
         return True
 
-# %% ../nbs/60a_local_fine_tuning.ipynb #c019
+# %% ../nbs/60a_local_fine_tuning.ipynb #c021
 @patch
 def poll(self: LocalFineTuner, job_id: str) -> JobStatus:
     "How far a job is; raises `ParameterError` for one that is not there"
@@ -300,7 +321,7 @@ def model_name(self: LocalFineTuner, job_id: str) -> str:
     kept = worn if record["parameters"]["lora"]["adapters"] == "stack" else worn[:-1]
     return f"{record['base']}@{'+'.join([*kept, own])}"
 
-# %% ../nbs/60a_local_fine_tuning.ipynb #c020
+# %% ../nbs/60a_local_fine_tuning.ipynb #c022
 @patch
 def cancel(self: LocalFineTuner, job_id: str):
     "End a job; what it has learned so far is lost"

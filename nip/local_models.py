@@ -525,18 +525,21 @@ _loading = threading.Lock()
 
 def local_model(base: str, device: str = "cpu", dtype: str | None = None) -> LocalModel:
     "The model of that name, loaded if it is not yet; raises `ParameterError` if it cannot be"
-    with _loading:
-        path = model_path(base)
-        key = path, device, dtype
-        if key not in loaded_models:
-            try:
-                loaded_models[key] = LocalModel(path, device, dtype)
-            except (OSError, ValueError) as error:
-                why = str(error).strip().splitlines()[0]
-                raise ParameterError(
-                    "model_name", base, f"is not a model that can be loaded ({why})", embedded_models
-                ) from error
-        return loaded_models[key]
+    try:
+        with _loading:
+            key = model_path(base), device, dtype
+            if key not in loaded_models:
+                loaded_models[key] = LocalModel(*key)
+            return loaded_models[key]
+    except ImportError:
+        raise ParameterError(
+            "model_provider", "transformers", "needs packages: pip install nip[local]"
+        ) from None
+    except (OSError, ValueError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise ParameterError(
+            "model_name", base, f"is not a model that can be loaded ({why})", embedded_models
+        ) from error
 
 
 @register_chat_model("transformers")

@@ -199,12 +199,13 @@ def build_shared_model_groups(
     agents: Mapping[str, PureTextAgentParameters],  # By name
     parameters: FineTuningParameters | None = None,
     settings: ExperimentSettings | None = None,
+    tuners: Mapping[str, FineTuner] | None = None,  # By provider; for others, one is made
 ) -> dict[str, PureTextSharedModelGroup]:  # By name
     "The shared model groups of an experiment; raises `ParameterError` for agents of a provider that cannot fine-tune, unless they are frozen"
-    groups, parameters = {}, parameters or FineTuningParameters()
+    groups, tuners, parameters = {}, dict(tuners or {}), parameters or FineTuningParameters()
     for name, members in shared_members(agents).items():
         params = agents[members[0]]
-        tuner = None if params.freeze_agent else _tuner(members[0], params, settings)
+        tuner = None if params.freeze_agent else _tuner(members[0], params, settings, tuners)
         if tuner:
             tuner.check(parameters)
         groups[name] = PureTextSharedModelGroup(
@@ -213,9 +214,11 @@ def build_shared_model_groups(
     return groups
 
 
-def _tuner(agent: str, params: PureTextAgentParameters, settings) -> FineTuner:
+def _tuner(agent: str, params: PureTextAgentParameters, settings, tuners: dict[str, FineTuner]) -> FineTuner:
     provider = "scripted" if params.use_dummy_api else params.model_provider
-    if provider not in fine_tuners:
+    if provider not in tuners and provider not in fine_tuners:
         why = "has no fine-tuning (set `freeze_agent`)"
         raise ParameterError(f"agents.{agent}.model_provider", provider, why, fine_tuners)
-    return fine_tuners[provider](settings)
+    if provider not in tuners:
+        tuners[provider] = fine_tuners[provider](settings)
+    return tuners[provider]
