@@ -30,6 +30,8 @@ _MODULES = {
     "spending": ["Chat", "Ledger", "SpendingLimitReached", "build_chat"],
     "code_validation": ["CodeValidationAgentParameters"],
     "text_scenario": ["TextScenario"],
+    "fine_tuning": ["FineTuningParameters", "LoraParameters", "register_fine_tuner"],
+    "shared_models": ["PureTextSharedModelGroup"],
     "scenario": ["ScenarioInstance", "build_scenario_instance", "register_scenario"],
     "parity": ["ParityAgentParameters"],
     "graph_isomorphism": ["GraphIsomorphismAgentParameters"],

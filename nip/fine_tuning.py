@@ -110,7 +110,7 @@ def _check_messages(path: str, messages: Any, last: str | None = None):
             f"{path}[{len(messages) - 1}].role", messages[-1]["role"], f"must be {last!r} in the last message"
         )
 
-
+# %% ../nbs/60_fine_tuning.ipynb #c013
 def _check_supervised(path: str, line: dict):
     _check_messages(f"{path}.messages", line.get("messages"), "assistant")
     if len(line["messages"]) < 2:
@@ -135,7 +135,7 @@ def check_lines(lines: Iterable[dict], method: str):
     for number, line in enumerate(lines):
         METHODS[method](f"lines[{number}]", line if isinstance(line, dict) else {})
 
-# %% ../nbs/60_fine_tuning.ipynb #c014
+# %% ../nbs/60_fine_tuning.ipynb #c016
 @dataclass(frozen=True)
 class FineTuningJob:
     "What is to be learned"
@@ -156,7 +156,7 @@ class FineTuningJob:
         "The lines as a JSONL file"
         return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self.lines).encode()
 
-
+# %% ../nbs/60_fine_tuning.ipynb #c018
 STATES = ("none", "pending", "running", "succeeded", "failed", "cancelled")
 
 
@@ -169,7 +169,7 @@ class JobStatus:
     error: str | None = None  # What went wrong
     progress: float | None = None  # Share that is done, where that is known
 
-# %% ../nbs/60_fine_tuning.ipynb #c016
+# %% ../nbs/60_fine_tuning.ipynb #c020
 fine_tuners = Registry("fine-tuner")
 
 
@@ -199,7 +199,7 @@ def register_fine_tuner(provider: str):
     "Class decorator: make a fine-tuner available to models of `model_provider=provider`"
     return fine_tuners.register(provider)
 
-# %% ../nbs/60_fine_tuning.ipynb #c018
+# %% ../nbs/60_fine_tuning.ipynb #c022
 @register_fine_tuner("scripted")
 class ScriptedFineTuner(FineTuner):
     "Gives the model back as it was"
@@ -214,7 +214,7 @@ class ScriptedFineTuner(FineTuner):
     def cancel(self, job_id: str):
         pass
 
-# %% ../nbs/60_fine_tuning.ipynb #c021
+# %% ../nbs/60_fine_tuning.ipynb #c025
 def wait(
     seconds: float,
     why: str,  # Shown beside the bar
@@ -228,7 +228,7 @@ def wait(
         time.sleep(min(1.0, seconds - tick))
     return True
 
-# %% ../nbs/60_fine_tuning.ipynb #c023
+# %% ../nbs/60_fine_tuning.ipynb #c027
 @register_fine_tuner("OpenAI")
 class OpenAIFineTuner(FineTuner):
     "Fine-tuning by the API of OpenAI, or of a server that has it too"
@@ -246,12 +246,21 @@ class OpenAIFineTuner(FineTuner):
     def client(self):
         from openai import OpenAI
 
-        return OpenAI(**self.options)
+        return OpenAI(**({"api_key": "none"} if self.elsewhere and not self.key else {}) | self.options)
+
+    @property
+    def key(self) -> str | None:
+        return self.options.get("api_key") or os.environ.get("OPENAI_API_KEY")
+
+    @property
+    def elsewhere(self) -> bool:
+        "Whether it is another server that is asked, which may need no key"
+        return bool(self.options.get("base_url") or os.environ.get("OPENAI_BASE_URL"))
 
     def check(self, parameters: FineTuningParameters):
         if not find_spec("openai"):
             raise ParameterError("model_provider", "OpenAI", "needs a package: pip install nip[openai]")
-        if not (self.options.get("api_key") or os.environ.get("OPENAI_API_KEY")):
+        if not (self.key or self.elsewhere):
             raise ParameterError("model_provider", "OpenAI", "needs a key in OPENAI_API_KEY")
 
     def create(self, job: FineTuningJob) -> str:
@@ -270,7 +279,7 @@ class OpenAIFineTuner(FineTuner):
     def cancel(self, job_id: str):
         self.client.fine_tuning.jobs.cancel(job_id)
 
-# %% ../nbs/60_fine_tuning.ipynb #c025
+# %% ../nbs/60_fine_tuning.ipynb #c029
 RECENT = 100  # Jobs among which one is looked for
 
 
@@ -302,7 +311,7 @@ def begin(self: OpenAIFineTuner, job: FineTuningJob) -> str:
         metadata={"nip_key": job.key()},
     ).id
 
-# %% ../nbs/60_fine_tuning.ipynb #c026
+# %% ../nbs/60_fine_tuning.ipynb #c030
 OPENAI_STATES = {"validating_files": "pending", "queued": "pending", "paused": "pending"}
 
 

@@ -246,7 +246,7 @@ def write(self: LocalFineTuner, job_id: str, record: dict[str, Any], job: FineTu
         elif (outcome_of(folder) or {}).get("state") in ("failed", "cancelled"):
             (folder / "outcome.json").unlink()
 
-
+# %% ../nbs/60a_local_fine_tuning.ipynb #c022
 @patch
 def ensure(self: LocalFineTuner, job_id: str):
     "See to it that an unfinished job has a process, here or elsewhere; one whose process died of itself has failed"
@@ -284,7 +284,7 @@ def is_locked(path: Path) -> bool:
     except Timeout:
         return True
 
-# %% ../nbs/60a_local_fine_tuning.ipynb #c021
+# %% ../nbs/60a_local_fine_tuning.ipynb #c023
 @patch
 def poll(self: LocalFineTuner, job_id: str) -> JobStatus:
     "How far a job is; raises `ParameterError` for one that is not there"
@@ -303,7 +303,7 @@ def poll(self: LocalFineTuner, job_id: str) -> JobStatus:
         return JobStatus("pending", progress=0.0)
     return JobStatus("running", progress=events[-1]["step"] / max(events[-1]["total"], 1))
 
-
+# %% ../nbs/60a_local_fine_tuning.ipynb #c025
 @patch
 def events(self: LocalFineTuner, job_id: str) -> list[dict[str, float]]:
     "Measures of the steps so far: `step`, `total`, `loss`, for preferences `rewards/margins`, and others"
@@ -321,7 +321,7 @@ def model_name(self: LocalFineTuner, job_id: str) -> str:
     kept = worn if record["parameters"]["lora"]["adapters"] == "stack" else worn[:-1]
     return f"{record['base']}@{'+'.join([*kept, own])}"
 
-# %% ../nbs/60a_local_fine_tuning.ipynb #c022
+# %% ../nbs/60a_local_fine_tuning.ipynb #c026
 @patch
 def cancel(self: LocalFineTuner, job_id: str):
     "End a job; what it has learned so far is lost"
@@ -334,7 +334,7 @@ def cancel(self: LocalFineTuner, job_id: str):
         process.terminate()
         process.wait()
 
-
+# %% ../nbs/60a_local_fine_tuning.ipynb #c028
 def stop_processes():
     "End the processes that were started from here; their jobs can go on another time"
     with _starting:

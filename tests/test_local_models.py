@@ -29,7 +29,8 @@ def generated(model: LocalModel, text: str, **options) -> tuple[list[int], str]:
     prompt = model.tokenizer.apply_chat_template(
         [{"role": "user", "content": text}], add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
-    out = model.model.generate(**prompt, do_sample=False, **options)[0, prompt["input_ids"].shape[1] :]
+    with model.wearing(()):
+        out = model.model.generate(**prompt, do_sample=False, **options)[0, prompt["input_ids"].shape[1] :]
     return out.tolist(), model.tokenizer.decode(out, skip_special_tokens=True)
 
 
@@ -51,7 +52,7 @@ def test_logprobs_are_those_of_a_forward_pass(tiny):
         written = tiny.tokenizer(reply.text)["input_ids"]
         if tiny.tokenizer.decode(written) != "".join(word["token"] for word in reply.logprobs):
             continue  # bytes that are no text
-        with torch.inference_mode():
+        with torch.inference_mode(), tiny.wearing(()):
             logits = tiny.model(input_ids=torch.tensor([line.prompt + written])).logits[0]
         expected = logits[len(line.prompt) - 1 : -1].log_softmax(-1)
         for word, token, row in zip(reply.logprobs, written, expected):
@@ -115,8 +116,7 @@ def test_a_prompt_beyond_the_context_is_refused(tiny):
         tiny.answer_all([ask("a" * 40_000)])
 
 
-def test_the_name_of_a_model_that_is_not_there(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_the_name_of_a_model_that_is_not_there():
     with pytest.raises(ParameterError, match="is not a model that can be loaded"):
         TransformersModel("nobody/nothing").answer_all([ask("?")])
 

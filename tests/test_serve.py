@@ -242,6 +242,36 @@ def test_supervised_and_preference_jobs_change_the_answers(client):
     assert accuracy(client, worse.fine_tuned_model) < 0.5 < accuracy(client, job.fine_tuned_model)
 
 
+def test_one_job_too_many_waits_and_an_empty_account_does_not(tmp_path):
+    "A server in this process that refuses a while, as OpenAI does"
+    from fastapi.responses import JSONResponse
+    from fastapi.testclient import TestClient
+
+    from nip.serve import ApiError, ModelServer, make_app
+
+    app, refusals = (
+        make_app(ModelServer(["tiny"], tmp_path)),
+        ["rate_limit_exceeded", "daily_rate_limit_exceeded"],
+    )
+
+    @app.middleware("http")
+    async def refuse(request, call_next):
+        if request.method == "POST" and request.url.path.endswith("/jobs") and refusals:
+            return JSONResponse(ApiError(429, "Too many jobs today", refusals.pop()).json, 429)
+        return await call_next(request)
+
+    options = dict(base_url="http://testserver/v1", http_client=TestClient(app), max_retries=0)
+    tuner = OpenAIFineTuner(rate_limit_wait=0.01, **options)
+    job = FineTuningJob("tiny", tuple(examples(10)))
+    job_id = tuner.create(job)
+    assert refusals == [] and tuner.poll(job_id).state == "pending"
+    tuner.cancel(job_id)
+    assert tuner.poll(job_id).state == "cancelled"
+    refusals.append("insufficient_quota")
+    with pytest.raises(openai.RateLimitError, match="Too many jobs"):
+        tuner.create(job)
+
+
 def test_a_server_that_is_killed_goes_on_with_its_job(tmp_path):
     short = FineTuningJob("tiny", tuple(examples(16)), parameters=FineTuningParameters(num_epochs=1))
     with served(tmp_path) as (process, client):
