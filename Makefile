@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check lab app docs readme bench constraints clean
+.PHONY: help venv demo test check lab app docs pictures readme bench constraints clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ app: $(READY) ## The builder as a web app, on this machine (ARGS="--port 8866 --
 
 docs: $(READY) ## The site, from the notebooks, in _docs/
 	$(BIN)/python tools/build_docs.py
+
+pictures: $(READY) ## The builder's pictures in images/, anew from a browser (some minutes)
+	NIP_SCREENSHOTS=images $(BIN)/python -m pytest --slow tests/test_browser.py -k documentation
 
 readme: $(READY) ## README.md, from index.ipynb
 	$(BIN)/python tools/build_readme.py

@@ -12,7 +12,7 @@ from typing import Any
 import ipywidgets as W
 from fastcore.basics import patch
 
-from .controls import Notice, beside, button, control
+from .controls import Notice, beside, button, control, toggles
 from .form import Form
 from .games import Play
 from .inspection import Inspector
@@ -75,12 +75,8 @@ class Written:
 
     def __init__(self, form: Form):
         self.form = form
-        self.language = W.ToggleButtons(
-            options=list(LANGUAGES),
-            description="written as",
-            tooltips=[f"Write it as {name}" for name in LANGUAGES],
-            style={"button_width": "auto"},
-        )
+        ways = [f"Write it as {name}" for name in LANGUAGES]
+        self.language = toggles("written as", "How to write what the form says", list(LANGUAGES), ways)
         self.text = control(
             W.Textarea,
             "text",
@@ -174,7 +170,7 @@ class Builder:
         self.inspector, self.results, self.play = None, None, None
         self.form.on_change = self.changed
         self.tabs = W.ToggleButtons(
-            options=list(PAGES), tooltips=list(PAGES.values()), style={"button_width": "110px"}
+            options=list(PAGES), tooltips=list(PAGES.values()), style={"button_width": "100px"}
         )
         self.tabs.observe(lambda change: self.open(change.new), "value")
         self.pages = {name: W.VBox(layout={"display": "none"}) for name in PAGES}
@@ -235,8 +231,11 @@ def refresh(self: Builder) -> None:
     "Let the open page show what is there now"
     if self.tabs.value == "Inspect":
         self.inspector.refresh()
+    elif self.tabs.value == "Launch":
+        self.launch.refresh()
     elif self.tabs.value == "Assemble":
         self.loader.refresh()
+        self.form.show()
     elif self.tabs.value == "Runs":
         self.results.refresh()
     elif self.tabs.value == "Play":

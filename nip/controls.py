@@ -13,7 +13,7 @@ import ipywidgets as W
 from .pictures import boxed
 
 # %% auto #0
-__all__ = ['control', 'button', 'beside', 'Notice']
+__all__ = ['control', 'button', 'toggles', 'beside', 'Notice']
 
 # %% ../nbs/71b_controls.ipynb #c004
 def control(
@@ -36,6 +36,16 @@ def button(
     "A button that does something"
     made = W.Button(description=name, tooltip=help, icon=icon, layout={"width": width}, **more)
     made.on_click(lambda b: does())
+    return made
+
+
+def toggles(
+    name: str, help: str, options, tooltips: list[str], button_width: str = "auto"
+) -> W.ToggleButtons:
+    "Buttons of which one is pressed, beside their name"
+    style = {"description_width": "70px", "button_width": button_width}
+    made = control(W.ToggleButtons, name, help, "98%", options=options, tooltips=tooltips, style=style)
+    made.add_class("nip-toggles")
     return made
 
 

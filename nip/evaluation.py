@@ -23,12 +23,15 @@ from .agents import below
 from .data import Dataset
 from .environment import MAX_EPISODE_SEED
 from .parameters import HyperParameters, ParameterError, Parameters, scenarios, trainers
-from .protocol import ACCEPT, REJECT, build_protocol_handler
+from .protocol import ACCEPT, NO_DECISION, REJECT, build_protocol_handler
 from .registry import html_table
+from .rollouts import VERDICTS
 from .run_store import find_run
 from .scenario import build_datasets, build_scenario_instance
 from .settings import ExperimentSettings, derive_seed, generator
 from .statistics import confidence_interval, per_instance
+from .text_games import RecordFile
+from .text_rl import TextRlTrainer
 from .tracking import Run, RunStore, atomic_write
 from .trainer import join_state
 from .zero_knowledge import TWINS, ZeroKnowledge, likeness
@@ -38,8 +41,8 @@ __all__ = ['ATTACK', 'ATTACK_GAMES', 'LABELS', 'IMITATION', 'PLOT_SIZE', 'Measur
            'restore', 'Games', 'play', 'episodes', 'restrict', 'verdict_measures', 'worst_case', 'fresh', 'frozen',
            'attack_parameters', 'plain_game', 'Attack', 'only_wrong', 'has_a_say', 'train_attackers', 'attack',
            'attackers_for', 'control', 'controls', 'ceilings', 'total_variation', 'average', 'twins', 'imitation_of',
-           'over_time', 'imitation', 'simulation', 'Evaluation', 'attacked', 'by_datapoint', 'examine', 'evaluate',
-           'is_share']
+           'over_time', 'imitation', 'simulation', 'Evaluation', 'attacked', 'by_datapoint', 'examine', 'recorded',
+           'of_records', 'evaluate', 'is_share']
 
 # %% ../nbs/97_evaluation.ipynb #c005
 class Measure(NamedTuple):
@@ -492,7 +495,40 @@ def examine(t: Trained, passes=5, attack_iterations=40, attack_frames=None, atta
     }
     return Evaluation(t.run.id if t.run else "not kept", measures, points, tried, ceilings(trainer), options)
 
-# %% ../nbs/97_evaluation.ipynb #c064
+# %% ../nbs/97_evaluation.ipynb #c065
+def recorded(run_or_result, run_store=None) -> tuple[Run | None, list[dict]] | None:
+    "A run of agents of words, and the records of its last test; None for a run of others"
+    instance = getattr(run_or_result, "scenario_instance", None)
+    run = run_or_result.run if instance else find_run(run_or_result, run_store)
+    hyper_params = instance.hyper_params if instance else HyperParameters.from_dict(run.hyper_params)
+    if not issubclass(trainers[hyper_params.trainer], TextRlTrainer):
+        return None
+    file = (
+        run_or_result.trainer.record_file("test")
+        if instance
+        else RecordFile(run.dir / "rollouts" / "test.jsonl")
+    )
+    if not file.records:
+        why = "left no test games to look at; a run with base_run_type='rerun_tests' plays them"
+        raise ParameterError(
+            "text_rl.test_scheme", hyper_params.text_rl.test_scheme, why, ["all", "last", "first_and_last"]
+        )
+    return run, file.in_order
+
+
+def of_records(run: Run | None, records: list[dict]) -> Evaluation:
+    "What the records of games show"
+    number = {word: i for i, word in enumerate(VERDICTS)} | {None: NO_DECISION}
+    column = lambda name, value=int: torch.tensor([value(r[name]) for r in records])
+    games = Games(
+        column("verdict", number.get), column("label", number.get), column("id"), column("num_rounds")
+    )
+    points, lengths = by_datapoint(games), per_instance(games.rounds, games.id)
+    measures = verdict_measures(games) | worst_case(torch.tensor(points["accuracy"]))
+    measures["mean_episode_length"] = Measure(lengths.mean().item(), n=len(lengths))
+    return Evaluation(run.id if run else "not kept", measures, points)
+
+# %% ../nbs/97_evaluation.ipynb #c066
 def evaluate(
     run_or_result,  # A `Run`, its name or folder, or what `run_experiment` returned
     *,
@@ -509,13 +545,18 @@ def evaluate(
     settings = {
         name: value for name, value in (("device", device), ("tqdm_func", progress)) if value is not None
     }
+    if words := recorded(run_or_result, run_store):
+        found, run = of_records(*words), words[0]
+        if run:
+            found.save(run)
+        return found
     t = trained(run_or_result, run_store, **settings)
     found = examine(t, passes, attack_iterations, attack_frames, attacks, seed)
     if t.run:
         found.save(t.run)
     return found
 
-# %% ../nbs/97_evaluation.ipynb #c066
+# %% ../nbs/97_evaluation.ipynb #c068
 LABELS = {
     "accuracy": "accuracy", "completeness": "completeness", "soundness": "soundness, its own provers",
     "soundness_attacked": "soundness, under attack", "completeness_attacked": "completeness, under attack",
@@ -538,7 +579,7 @@ for _who, _kind, _what in product(
         f"{_subject}, {_kind.replace('_', ' ').replace('main ', '')}: {IMITATION[_what]}"
     )
 
-# %% ../nbs/97_evaluation.ipynb #c067
+# %% ../nbs/97_evaluation.ipynb #c069
 def is_share(name: str) -> bool:
     "Whether a measure lies between 0 and 1"
     return name != "mean_episode_length" and not name.endswith("cosine")
@@ -561,7 +602,7 @@ def lines(self: Evaluation) -> list[list[str]]:
         for k, c in self.ceilings.items()
     ]
 
-# %% ../nbs/97_evaluation.ipynb #c068
+# %% ../nbs/97_evaluation.ipynb #c070
 @patch
 def _repr_html_(self: Evaluation) -> str:
     rows = [[escape(cell) for cell in row] for row in self.lines()]
@@ -574,7 +615,7 @@ def __str__(self: Evaluation) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows)
 
-# %% ../nbs/97_evaluation.ipynb #c069
+# %% ../nbs/97_evaluation.ipynb #c071
 def _plot_measures(ax, e: Evaluation) -> None:
     shown = [(k, m) for k, m in e.measures.items() if is_share(k) and not math.isnan(m.value)]
     for i, (k, m) in enumerate(shown):
@@ -608,7 +649,7 @@ def _plot_measures(ax, e: Evaluation) -> None:
             bbox_to_anchor=(0, 1),
         )
 
-# %% ../nbs/97_evaluation.ipynb #c070
+# %% ../nbs/97_evaluation.ipynb #c072
 def _plot_datapoints(ax, e: Evaluation) -> None:
     passes = e.options.get("passes", 5)
     edges = [(100 / passes) * (i - 0.5) for i in range(passes + 2)]
@@ -619,7 +660,7 @@ def _plot_datapoints(ax, e: Evaluation) -> None:
     ax.set(xlabel=f"accuracy on an instance, in % of {passes} games", ylabel="instances", yscale="log")
     ax.legend(frameon=False, fontsize=8)
 
-# %% ../nbs/97_evaluation.ipynb #c071
+# %% ../nbs/97_evaluation.ipynb #c073
 def _plot_attacks(ax, e: Evaluation) -> None:
     for i, a in enumerate(e.attacks):
         colour = f"C{i}"
@@ -635,7 +676,7 @@ def _plot_attacks(ax, e: Evaluation) -> None:
     ax.set(xlabel="iteration of the attack (◇: test)", ylabel="deceived, %", ylim=(-3, 103))
     ax.legend(frameon=False, fontsize=8)
 
-# %% ../nbs/97_evaluation.ipynb #c072
+# %% ../nbs/97_evaluation.ipynb #c074
 PLOT_SIZE = 10, 5.2  # Inches
 
 
@@ -654,7 +695,7 @@ def plot(self: Evaluation, figure=None):  # A matplotlib figure to draw on; None
     fig.suptitle(self.name, fontsize=10)
     return fig
 
-# %% ../nbs/97_evaluation.ipynb #c074
+# %% ../nbs/97_evaluation.ipynb #c076
 @patch
 def save(self: Evaluation, run: Run) -> Path:
     "Write `evaluation.json` and `evaluation.png` into the folder of a run; gives the picture's path"
@@ -668,7 +709,7 @@ def save(self: Evaluation, run: Run) -> Path:
     self.plot(Figure(PLOT_SIZE, layout="constrained")).savefig(picture, format="png", dpi=150)
     return atomic_write(run.dir / "evaluation.png", picture.getvalue())
 
-# %% ../nbs/97_evaluation.ipynb #c075
+# %% ../nbs/97_evaluation.ipynb #c077
 @patch(cls_method=True)
 def load(cls: Evaluation, run: Run | str | Path, run_store=None) -> Evaluation | None:
     "The evaluation that is kept with a run; None if there is none"

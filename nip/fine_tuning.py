@@ -21,7 +21,7 @@ from fastcore.basics import patch
 
 from .checked import ParameterError, Parameters, param
 from .parameters import register_parameters
-from .registry import Registry
+from .registry import AnyCase
 from .settings import ExperimentSettings
 
 # %% auto #0
@@ -170,7 +170,7 @@ class JobStatus:
     progress: float | None = None  # Share that is done, where that is known
 
 # %% ../nbs/60_fine_tuning.ipynb #c020
-fine_tuners = Registry("fine-tuner")
+fine_tuners = AnyCase("fine-tuner")
 
 
 class FineTuner:

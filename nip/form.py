@@ -31,7 +31,7 @@ from nip.checked import (
     plain,
     unlike,
 )
-from .controls import beside, control
+from .controls import beside, control, toggles
 from nip.parameters import (
     HyperParameters,
     agent_parameters,
@@ -258,7 +258,7 @@ def with_changes(hyper_params: HyperParameters, changes: dict[str, Any]) -> tupl
     return new, f"left out, since the protocol has no such agents: {', '.join(out)}" if out else ""
 
 # %% ../nbs/98e_form.ipynb #c025
-WIDE = {"width": "400px", "min_width": "300px"}  # Of a control with its label
+WIDE = {"width": "440px", "min_width": "300px"}  # Of a control with its label
 
 
 def control_for(name: str, spec: Spec, help: str, suggestions: Iterable[str] = ()) -> W.DOMWidget:
@@ -270,7 +270,7 @@ def control_for(name: str, spec: Spec, help: str, suggestions: Iterable[str] = (
         return W.Checkbox(description=name, tooltip=help, style={"description_width": "200px"}, layout=WIDE)
     if suggestions:
         return made(W.Combobox, options=tuple(suggestions), ensure_option=False)
-    placeholder = "words, with commas between them" if WORDS in members(spec.hint) else describe(spec.hint)
+    placeholder = "words between commas" if WORDS in members(spec.hint) else describe(spec.hint)
     return made(W.Text, placeholder=placeholder, continuous_update=True)
 
 
@@ -332,10 +332,17 @@ def show_value(self: Field, value) -> None:
     if isinstance(self.control, W.Checkbox):
         self.control.value = value
         return
-    said = type(value).__name__ if isinstance(value, Parameters) else str(value)
-    if said not in self.control.options:
-        self.control.options = [str(c) for c in choices_of(self.spec)]  # registered since
-    self.control.value = said
+    self.control.value = type(value).__name__ if isinstance(value, Parameters) else str(value)
+
+
+@patch
+def offer(self: Field) -> None:
+    "Let a list have what was registered since"
+    if isinstance(self.control, W.Dropdown):
+        options, said = tuple(str(c) for c in choices_of(self.spec)), self.control.value
+        if options != self.control.options:
+            self.control.options = options
+            self.control.value = said if said in options else options[0]
 
 # %% ../nbs/98e_form.ipynb #c027
 @patch
@@ -343,6 +350,7 @@ def show(self: Field) -> None:
     "Show what the form holds; what is typed and waits stays as it is"
     holder, (_, _, name) = self.form.holder(self.path), self.path.rpartition(".")
     value = getattr(holder, name)
+    self.offer()
     if self.path not in self.form.draft.waiting and not self.says(value):
         self.show_value(value)
     if classes(self.spec.hint):
@@ -642,11 +650,7 @@ class AgentsPanel:
 
     def __init__(self, form: Form):
         self.form = form
-        self.who = W.ToggleButtons(
-            options=[ALL_AGENTS],
-            description="agent",
-            style={"description_width": "60px", "button_width": "auto"},
-        )
+        self.who = toggles("agent", "Whose parameters to see", [ALL_AGENTS], [""])
         help = "As the agents that are not named, with parameters of its own (to begin with, a copy of the default), or at random"
         self.mode = control(W.Dropdown, "plays", help, options=["parameters of its own"])
         self.rows = W.VBox()

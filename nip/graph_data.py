@@ -441,8 +441,9 @@ def draw_pair(
             nx.circular_layout(graph),
             [named[v][1] or ink if v in named else "none" for v in graph],
         )
-        nx.draw(graph, layout, ax=ax, node_color=classes[side, :size], cmap="Set3", vmin=0, vmax=max(classes.max(), 12),
-                edgecolors=rings, linewidths=2.5, edge_color="grey", labels={v: v for v in graph}, font_size=9)  # fmt: skip
+        nx.draw_networkx(graph, layout, ax=ax, node_color=classes[side, :size], cmap="Set3", vmin=0, vmax=max(classes.max(), 12),
+                         edgecolors=rings, linewidths=2.5, edge_color="grey", font_size=9)  # fmt: skip
+        ax.set_axis_off()
         for v, (turns, _) in named.items():
             ax.annotate(
                 turns, layout[v] * 1.3, ha="center", va="center", weight="bold", color=ink, fontsize=9

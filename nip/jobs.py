@@ -25,8 +25,8 @@ from .tracking import Run, from_json_value
 from .trainer import StopRequest
 
 # %% auto #0
-__all__ = ['USUAL', 'Bar', 'Job', 'clock', 'Tail', 'panels', 'smoothed', 'thinned', 'curves', 'draw_curves', 'JobPanel',
-           'job_html']
+__all__ = ['USUAL', 'LINE', 'Bar', 'Job', 'clock', 'Tail', 'panels', 'smoothed', 'shortened', 'thinned', 'curves', 'lines_of',
+           'draw_curves', 'JobPanel', 'job_html']
 
 # %% ../nbs/98g_jobs.ipynb #c005
 class Bar(tqdm):
@@ -87,6 +87,9 @@ class Job:
             self.on_change(self)
         except Exception as error:  # noqa: BLE001 a picture is not worth a run
             warnings.warn(f"showing {self.title!r}: {error!r}", stacklevel=2)
+
+    def __repr__(self) -> str:
+        return f"Job({self.title!r}, {self.state})"
 
     @property
     def is_over(self) -> bool:
@@ -198,6 +201,7 @@ class Tail:
 
 # %% ../nbs/98g_jobs.ipynb #c021
 USUAL = ("mean_accuracy", "mean_episode_reward")  # What one wants to see first
+LINE = 0.17  # Height of a name in a legend, in inches
 
 
 def panels(rows: Mapping[int, Mapping[str, float]]) -> dict[str, list[str]]:
@@ -216,6 +220,11 @@ def smoothed(values: list[float], window: int) -> list[float]:
         near = [v for v in values[max(0, i - window + 1) : i + 1] if v == v]
         out.append(sum(near) / len(near) if near else float("nan"))
     return out
+
+
+def shortened(name: str, limit: int = 32) -> str:
+    "A name that fits into a legend"
+    return name if len(name) <= limit else f"{name[: limit - 12]}…{name[-11:]}"
 
 
 def thinned(items: list, limit: int = 300) -> list:
@@ -237,28 +246,43 @@ def curves(
     chosen = [p for p in shown if p in there] or list(there)[:2]
     if not chosen:
         return boxed("<p class='nip-quiet'>No metrics yet.</p>")
-    width = 4.2 * len(chosen)
+    most = max(len(lines_of(runs, there[p])) for p in chosen)
     draw = lambda figure: draw_curves(figure, runs, {p: there[p] for p in chosen}, window)
-    return boxed(picture(draw, width, 2.8, f"curves of {', '.join(chosen)}"))
+    return boxed(
+        picture(draw, 4.2 * len(chosen), 2.8 + LINE * most * (most > 4), f"curves of {', '.join(chosen)}")
+    )
 
 
+def lines_of(runs, names: list[str]) -> dict[str, list[tuple[int, float]]]:
+    "Label → points (step, value) of the lines of a panel; a label says what tells lines apart, the run or the agent"
+    lines = {}
+    for run, rows in runs.items():
+        for name in names:
+            said = [run] * (len(runs) > 1) + [name.rpartition(".")[0]] * ("." in name)
+            if points := thinned([(s, row[name]) for s, row in sorted(rows.items()) if name in row]):
+                lines[": ".join(map(shortened, said))] = points
+    return lines
+
+# %% ../nbs/98g_jobs.ipynb #new0380942
 def draw_curves(figure, runs, chosen: dict[str, list[str]], window: int) -> None:
-    "A panel each on a matplotlib figure"
-    for ax, (panel, names) in zip(figure.subplots(1, len(chosen), squeeze=False)[0], chosen.items()):
-        for label, rows in runs.items():
-            for name in names:
-                points = thinned([(s, row[name]) for s, row in sorted(rows.items()) if name in row])
-                said = [
-                    *([label] if len(runs) > 1 else []),
-                    *([name.rpartition(".")[0]] if "." in name else []),
-                ]
-                if points:
-                    steps, values = zip(*points)
-                    ax.plot(steps, smoothed(list(values), window), lw=1.6, label=": ".join(said) or None)
+    "A panel each on a matplotlib figure; many names stand below the curves"
+    panels_of = {panel: lines_of(runs, names) for panel, names in chosen.items()}
+    most = max(map(len, panels_of.values()))
+    ratios = [2.8, LINE * most] if most > 4 else [1]
+    axes = figure.subplots(len(ratios), len(chosen), squeeze=False, height_ratios=ratios)
+    for column, (panel, lines) in enumerate(panels_of.items()):
+        ax = axes[0, column]
+        for label, points in lines.items():
+            steps, values = zip(*points)
+            ax.plot(steps, smoothed(list(values), window), lw=1.6, label=label or None)
         ax.set(xlabel="iteration", title=panel.replace("_", " "))
         ax.grid(alpha=0.25)
-        if ax.get_legend_handles_labels()[1]:
-            ax.legend(fontsize=8)
+        if most > 4:
+            axes[1, column].axis("off")
+        if any(lines):
+            axes[-1, column].legend(
+                *ax.get_legend_handles_labels(), fontsize=8, loc="upper left" if most > 4 else "best"
+            )
 
 # %% ../nbs/98g_jobs.ipynb #c026
 class JobPanel:

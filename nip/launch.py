@@ -25,7 +25,7 @@ from .settings import ExperimentSettings
 from .tracking import Run, RunStore
 
 # %% auto #0
-__all__ = ['CHIEF', 'TYPABLE', 'can_be_typed', 'SettingsForm', 'told', 'Launch', 'outcome']
+__all__ = ['CHIEF', 'TYPABLE', 'HEADLINES', 'can_be_typed', 'SettingsForm', 'told', 'Launch', 'outcome']
 
 # %% ../nbs/98h_launch.ipynb #c005
 CHIEF = ("run_id", "tags", "group", "notes", "trackers", "device")  # What is most often set
@@ -75,42 +75,66 @@ class Launch:
     ):
         self.hyper_params, self.store, self.jobs = hyper_params, RunStore(run_store), jobs or JobPanel()
         self.form, self.result = SettingsForm(), None
-        self.button = button(
-            "Train",
-            "Train in the background; the notebook stays usable",
-            self.train,
-            "play",
-            button_style="primary",
+        help = "Train in the background; the notebook stays usable"
+        train, go_on = (
+            lambda: self.attempt(self.train),
+            lambda: self.attempt(lambda: self.go_on(self.result.run)),
         )
-        self.notice, self.outcome = Notice(), W.HTML()
-        self.root = W.VBox([self.form.root, beside(self.button, self.notice), self.outcome])
+        self.button = button("Train", help, train, "play", button_style="primary")
+        help = "Go on with the run that was stopped, from its last checkpoint"
+        self.resume = button("Go on", help, go_on, "step-forward")
+        self.resume.layout.display = "none"
+        self.what, self.notice, self.outcome = Notice(), Notice(), W.HTML()
+        controls = beside(self.button, self.resume, self.notice)
+        self.root = W.VBox([self.what, self.form.root, controls, self.outcome])
+        self.refresh()
 
     @property
     def settings(self) -> dict[str, Any]:
         "How it would be run"
         return self.form.settings | {"run_store": self.store}
 
+    def refresh(self) -> None:
+        "Say what would be trained"
+        try:
+            hp = self.hyper_params()
+            self.what.say(f"{hp.scenario} under {hp.interaction_protocol}, trained by {hp.trainer} on {hp.dataset}, seed {hp.seed}")  # fmt: skip
+        except Exception as error:  # noqa: BLE001 what is half typed may be wrong in any way
+            self.what.say(str(error), wrong=True)
+
 # %% ../nbs/98h_launch.ipynb #c009
+HEADLINES = ("mean_accuracy", "worst_datapoint_accuracy", "mean_episode_length")
+
+
 def outcome(result: Result) -> str:
     "What came of a run, as HTML: measures of the final test, or of the last iteration where there was none"
     tested = {k: v for k, v in result.metrics.items() if k.startswith("test_")} or result.metrics
-    of_all = {k: v for k, v in tested.items() if "." not in k}
-    rows = [[escape(k), f"{v:.4g}" if isinstance(v, float) else escape(str(v))] for k, v in of_all.items()]
+    of_all = {k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in tested.items() if "." not in k}
+    chief = [k for k in of_all if k.removeprefix("test_") in HEADLINES] or list(of_all)[:3]
     name = result.run.id if result.run else "test run"
-    return html_table(["metric", "value"], rows, f"{name}: {result.status}")
+    said = " · ".join(escape(f"{k} {of_all[k]}") for k in chief)
+    table = html_table(["metric", "value"], [[escape(k), escape(v)] for k, v in of_all.items()])
+    all_of_them = f"<details><summary>all metrics</summary>{table}</details>"
+    return f"<p><b>{escape(name)}: {result.status}</b> · {said}</p>{all_of_them}"
 
 
 @patch
-def train(self: Launch) -> Job | None:
-    "Begin; None if something is wrong, which is said"
+def attempt(self: Launch, begin: Callable[[], Job]) -> Job | None:
+    "What `begin` begins; None if something is wrong, which is said"
     try:
-        hyper_params, settings = self.hyper_params(), self.settings
-        hyper_params.validate()
-        name = self.store.name(settings.pop("run_id", None), hyper_params.to_dict())
-        work = lambda job: run_experiment(hyper_params, run_id=name, **settings | job.settings)
-        return self.begin(f"training {name}", work, None if settings.get("test_run") else name)
+        return begin()
     except Exception as error:  # noqa: BLE001 what is half typed may be wrong in any way
         self.notice.say(str(error), wrong=True)
+
+
+@patch
+def train(self: Launch) -> Job:
+    "Train what the form holds"
+    hyper_params, settings = self.hyper_params(), self.settings
+    hyper_params.validate()
+    name = self.store.name(settings.pop("run_id", None), hyper_params.to_dict())
+    work = lambda job: run_experiment(hyper_params, run_id=name, **settings | job.settings)
+    return self.begin(f"training {name}", work, None if settings.get("test_run") else name)
 
 
 @patch
@@ -127,9 +151,11 @@ def begin(self: Launch, title: str, work: Callable[[Job], Result], name: str | N
     def kept(job):
         self.result = work(job)
         self.outcome.value = boxed(outcome(self.result))
+        self.resume.layout.display = None if self.result.status == "interrupted" and name else "none"
         return self.result
 
-    self.outcome.value = ""
-    self.notice.say("" if name else "a test run: one smallest step of everything, nothing is saved")
     run = Run(self.store.root / name) if name else None
+    if not self.jobs.is_busy:
+        self.outcome.value, self.resume.layout.display = "", "none"
+        self.notice.say("" if name else "a test run: one smallest step of everything, nothing is saved")
     return self.jobs.start(title, kept, saves=name is not None, run=run)

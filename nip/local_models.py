@@ -549,6 +549,8 @@ def local_model(base: str, device: str = "cpu", dtype: str | None = None) -> Loc
 class TransformersModel(ChatModel):
     "A model in this process: its name may carry adapters"
 
+    price = (0.0, 0.0)  # US dollars per million tokens, read and written
+
     def __init__(
         self,
         name: str,  # A model, and after an `@` its adapters

@@ -31,7 +31,7 @@ def picture(
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    rc = dict.fromkeys(_inked, INK) | {"svg.fonttype": "none", "font.family": "sans-serif", "axes.facecolor": "none",
+    rc = dict.fromkeys(_inked, INK) | {"svg.fonttype": "none", "svg.hashsalt": "nip", "font.family": "sans-serif", "axes.facecolor": "none",
                                        "legend.frameon": False, "figure.facecolor": "none"}  # fmt: skip
     out = io.StringIO()
     with _drawing, rc_context(rc):
@@ -73,8 +73,10 @@ STYLE = """<style>
 .nip-html .nip-changed { color: var(--jp-brand-color1, #1976d2); font-weight: 600 }
 .nip-scroll { overflow-x: auto; max-width: 100% }
 .nip-picture svg { max-width: 100%; height: auto }
+.nip-toggles { display: flex; flex-flow: row wrap; align-items: baseline }
 .nip-fold { text-align: left !important; font-weight: 600; padding: 0 8px }
-.nip-field .widget-label { white-space: normal; overflow-wrap: anywhere; line-height: 1.2; align-self: center; height: auto }
+.nip-fold, .nip-toggles button { white-space: normal; height: auto; min-height: var(--jp-widgets-inline-height, 28px); line-height: 1.4; overflow-wrap: anywhere; max-width: 100% }
+.nip-field .widget-label, .nip-field .widget-label-basic { white-space: normal; overflow-wrap: anywhere; line-height: 1.2; align-self: center; height: auto }
 .nip-text textarea { font-family: var(--jp-code-font-family, monospace); font-size: 12px; white-space: pre; overflow-x: auto }
 </style>"""
 

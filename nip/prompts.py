@@ -200,9 +200,9 @@ prompt_sets = Registry("prompt set")
 class PromptParameters(Parameters):
     "What language models are told"
 
-    version: str | None = param(
-        None, choices=prompt_sets
-    )  # A registered set of templates; None: the scenario's own
+    version: str = param(
+        "default", choices=prompt_sets
+    )  # A registered set of templates; those of a scenario go before "default"
     folder: str | None = (
         None  # A folder of templates (`verifier.md`, `debate/prover0.md`) that replace those of the set
     )
@@ -224,8 +224,13 @@ def read_folder(folder: str | Path) -> dict[str, str]:
 
 def templates_for(parameters: PromptParameters, own: Mapping[str, str]) -> dict[str, str]:
     "A scenario's own templates, with those that the parameters put in their place"
-    chosen = dict(own) if parameters.version is None else {**own, **prompt_sets[parameters.version]}
-    return chosen | (read_folder(parameters.folder) if parameters.folder else {})
+    chosen = {} if parameters.version == "default" else prompt_sets[parameters.version]
+    return {
+        **prompt_sets["default"],
+        **own,
+        **chosen,
+        **(read_folder(parameters.folder) if parameters.folder else {}),
+    }
 
 
 def template_of(templates: Mapping[str, str], protocol: ProtocolHandler, agent: str) -> str:

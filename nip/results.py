@@ -18,7 +18,7 @@ from .comparison import Comparison, compare
 from .controls import Notice, beside, button, control
 from .evaluation import PLOT_SIZE, Evaluation, evaluate
 from .form import Fold, from_text
-from .games import RunReplay
+from .games import RunReplay, describe
 from .jobs import Job, Tail, curves, panels
 from .launch import Launch
 from .parameters import HyperParameters
@@ -36,7 +36,8 @@ def find(store: RunStore, query: str = "") -> list[dict[str, Any]]:
     "Summaries of runs that fit, the newest first; raises `ParameterError` for a condition that is none"
     words = query.lower().split()
     where = [w for w in words if any(sign in w for sign in COMPARISONS)]
-    rows = [run.summary() for run in reversed(store.select(where=where))]
+    found = store.select(where=where) if where else map(store.open, store.ids())
+    rows = [run.summary() for run in found][::-1]
     text = lambda row: " ".join(str(v) for v in row.values()).lower()
     return [row for row in rows if all(w in text(row) for w in words if w not in where)]
 
@@ -69,7 +70,7 @@ def transcripts(run: Run, limit: int = 20) -> str:
     files = sorted(run.dir.glob("rollouts/*.json"), key=lambda f: f.stat().st_mtime, reverse=True)
     games = [(f.stem, game) for f in files for game in json.loads(f.read_text())][:limit]
     items = [
-        f"<details><summary>{escape(title(name, game))}</summary>{said_table(game)}</details>"
+        f"<details><summary>{escape(title(describe(name), game))}</summary>{said_table(game)}</details>"
         for name, game in games
     ]
     where = (
@@ -140,7 +141,9 @@ class Results:
             for name, (icon, help, _, _) in ACTIONS.items()
         }
         self.options = {name: self.option(name, *spec) for name, spec in OPTIONS.items()}
-        self.more = Fold("options of evaluation and reproduction", self.options.values, "Show the options")
+        about = lambda name: W.HTML(boxed(f"<span class='nip-quiet'>{escape(OPTIONS[name][0])}</span>"))
+        explained = lambda: [beside(option, about(name)) for name, option in self.options.items()]
+        self.more = Fold("options of evaluation and reproduction", explained, "Show the options")
         self.shown, self.notice = W.VBox(), Notice()
         self.query.observe(lambda change: self.refresh(), "value")
         self.runs.observe(lambda change: self.enable(), "value")
@@ -150,9 +153,7 @@ class Results:
         self.refresh()
 
     def option(self, name: str, doc: str, hint, value) -> W.Text:
-        return control(
-            W.Text, name, doc, "400px", "140px", value="" if value is None else str(value), placeholder=doc
-        )
+        return control(W.Text, name, doc, "280px", "140px", value="" if value is None else str(value))
 
 # %% ../nbs/98i_results.ipynb #c012
 ACTIONS = {  # Icon, what it does, how many runs it takes at least and at most

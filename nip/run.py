@@ -29,10 +29,10 @@ from .settings import ExperimentSettings
 from .tracking import Run, RunStore
 
 # %% auto #0
-__all__ = ['presets', 'QUICK', 'QUICK_VERIFIER', 'QUICK_PROVER', 'TINY', 'SMALL', 'Result', 'may_go_on', 'begin',
+__all__ = ['presets', 'QUICK', 'QUICK_VERIFIER', 'QUICK_PROVER', 'TINY', 'SMALL', 'LOOKS', 'Result', 'may_go_on', 'begin',
            'run_experiment', 'settings_of', 'resume_experiment', 'Preparation', 'prepare_experiment', 'preset',
            'graph_isomorphism_quick', 'solo_verifier_quick', 'zero_knowledge_quick', 'parity_quick',
-           'even_numbers_quick', 'even_numbers_malt', 'code_validation_quick']
+           'even_numbers_quick', 'even_numbers_malt', 'code_validation_quick', 'image_classification_quick']
 
 # %% ../nbs/98_run.ipynb #c005
 @dataclass
@@ -322,3 +322,23 @@ def code_validation_quick() -> HyperParameters:
         dataset_options={"max_test_size": 24}, rl={"rollouts_per_iteration": 24, "num_iterations": 2, "num_test_iterations": 1},
         text_rl={"test_scheme": "first_and_last", "verifier_guess_replacement_proportion": 1.0},
         fine_tuning={"num_epochs": 1, "batch_size": 4, "learning_rate": 2e-3})  # fmt: skip
+
+# %% ../nbs/98_run.ipynb #c020p
+LOOKS = dict(activation_function="relu", num_blocks_per_group=1, message_features="exchange", image_readout="max",
+             d_latent_pixel_selector=64, d_decider=64, d_value=64)  # fmt: skip
+
+
+@presets.register("image_classification_quick")
+def image_classification_quick() -> HyperParameters:
+    "One look at a picture, where the prover points: learned in minutes; works with any protocol"
+    one_look = {"max_message_rounds": 3, "min_message_rounds": 3}
+    begins_later = {"_type": "ContiguousPeriodicUpdateSchedule", "period": 60, "start": 10, "stop": 60}
+    return HyperParameters(
+        "image_classification", "vanilla_ppo", "digits", "adp", d_representation=64,
+        image_classification={"num_block_groups": 2, "initial_num_channels": 8, "image_size": 10, "canvas_size": 28},
+        dataset_options={"binarification_method": "select_two", "selected_classes": (1, 0)},
+        agents={"verifier": LOOKS | {"glimpse": 3}, "_default": LOOKS | {"update_schedule": begins_later}},
+        nip_protocol=one_look, debate_protocol=one_look, mnip_protocol=one_look,
+        rl={"frames_per_batch": None, "rollouts_per_iteration": 256, "num_iterations": 60, "minibatch_size": 64, "lr": 2e-3,
+            "anneal_lr": True, "gamma": 1.0, "critic_trains_body": False, "num_test_iterations": 3},
+        ppo={"entropy_eps": 0.01, "critic_coef": 0.5}, vanilla_ppo={"label_coef": 1.0})  # fmt: skip

@@ -23,6 +23,7 @@ from .messages import MessageSpace, TextSpace
 from .networks import PolicyHead, SoloHead, ValueHead
 from .parameters import ParameterError, scenarios, trainers
 from .pictures import picture
+from .pretrained import required_models, with_embeddings
 from .protocol import ProtocolHandler, build_protocol_handler
 from .registry import html_table
 from .settings import ExperimentSettings, derive_seed, seeded
@@ -257,13 +258,15 @@ def combine_agents(scenario, protocol, spaces, agents: dict[str, Agent]) -> dict
 # %% ../nbs/81_scenario.ipynb #c012
 def stage_names(hyper_params) -> list[str]:
     "What `build_stages` will give out, in order"
-    agents = [f"agent {name}" for name in build_protocol_handler(hyper_params).agent_names]
+    names = build_protocol_handler(hyper_params).agent_names
+    agents = [f"agent {name}" for name in names]
     return [
         "protocol",
         "training data",
         "test data",
         "messages",
         *agents,
+        *(["embeddings"] if required_models(hyper_params, names) else []),
         "shared models",
         "combined parts",
         "environments",
@@ -285,6 +288,9 @@ def build_stages(hyper_params, settings: ExperimentSettings | None = None, datas
         agents[name] = build_agent(scenario, protocol, spaces, name, part_names)
         yield f"agent {name}", agents[name]
     load_agents(hyper_params, agents, settings.run_store)
+    if models := required_models(hyper_params, agents):
+        train, test = with_embeddings(scenario, (train, test), models)
+        yield "embeddings", {"training data": train, "test data": test}
     yield "shared models", (shared := scenario.share_models(agents))
     combined = combine_agents(scenario, protocol, spaces, agents)
     for module in combined.values():

@@ -296,9 +296,15 @@ def sample_rollouts(self: TextRlTrainer) -> None:
 @patch
 def log_stats(self: TextRlTrainer) -> None:
     "Take statistics of them"
-    records, total = self.record_file(f"{self.iteration:06d}").in_order, self.instance.scenario.ledger.total
-    spent = {"tokens": total["prompt_tokens"] + total["completion_tokens"], "cost": total["cost"]}
-    self.metrics = game_statistics(records) | {f"spent.{k}": v for k, v in spent.items()}
+    self.metrics = game_statistics(self.record_file(f"{self.iteration:06d}").in_order)
+
+
+@patch
+def headline(self: TextRlTrainer, metrics: dict[str, float]) -> dict[str, str]:
+    spent = self.instance.scenario.ledger.total[
+        "cost"
+    ]  # No metric: a run that is repeated from kept replies costs nothing
+    return Trainer.headline(self, metrics) | ({"spent": f"${spent:.2f}"} if spent else {})
 
 
 @patch

@@ -23,7 +23,7 @@ from .spending import Ledger, build_chat, ledger_of
 from .text_agents import TextAgent
 
 # %% auto #0
-__all__ = ['VERIFIER', 'PROVER', 'LAST_TURN', 'TEXT_PROMPTS', 'BRIEF_VERIFIER', 'BRIEF_PROVER', 'TextScenario']
+__all__ = ['VERIFIER', 'PROVER', 'LAST_TURN', 'BRIEF_VERIFIER', 'BRIEF_PROVER', 'TextScenario']
 
 # %% ../nbs/81a_text_scenario.ipynb #c005
 VERIFIER = """
@@ -66,7 +66,7 @@ Do not write "Decision:", which is for {{ verifier }} alone.
 """
 
 LAST_TURN = "There are no more questions: you must decide now. {{ format }}"
-TEXT_PROMPTS = {"verifier": VERIFIER, "prover": PROVER, "last_turn": LAST_TURN}
+prompt_sets.register("default", {"verifier": VERIFIER, "prover": PROVER, "last_turn": LAST_TURN})
 
 BRIEF_VERIFIER = """
 You are {{ name }}. Decide {{ task }}.
@@ -104,7 +104,7 @@ class TextScenario(Scenario):
 
     @classmethod
     def chosen_templates(cls, hyper_params) -> dict[str, str]:
-        return templates_for(hyper_params.prompts, TEXT_PROMPTS | dict(cls.prompts))
+        return templates_for(hyper_params.prompts, cls.prompts)
 
     def message_space(self, *datasets: Dataset) -> TextSpace:
         return TextSpace()

@@ -1,6 +1,6 @@
 """The builder in a real browser: JupyterLab and the app, light and dark, by mouse and by keyboard.
 
-Screenshots are left in `build/screenshots`; `NIP_SCREENSHOTS=images` renews those of the documentation.
+Screenshots are left in `build/screenshots`; those of the documentation are made by `make pictures`, which is the last test here.
 """
 
 import json
@@ -94,13 +94,14 @@ def lab(tmp_path_factory):
     server = Server(folder, ["-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
                              "--IdentityProvider.token=t0k", f"--ServerApp.root_dir={folder}"], port)  # fmt: skip
 
-    def address(theme: str) -> str:
+    def address(theme: str, source: str = CELL) -> str:
         for plugin, values in {"themes": {"theme": f"JupyterLab {theme}"}, "notification": {"fetchNews": "false", "checkForUpdates": False}}.items():  # fmt: skip
             file = (
                 folder / "settings" / "@jupyterlab" / "apputils-extension" / f"{plugin}.jupyterlab-settings"
             )
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(values))
+        cell["source"] = source
         (folder / f"{theme}.ipynb").write_text(json.dumps(notebook))
         return f"http://127.0.0.1:{port}/doc/tree/{theme}.ipynb?token=t0k&reset"
 
@@ -124,17 +125,17 @@ def a_page(browser, width: int):
 
 
 @contextmanager
-def in_lab(browser, lab, theme: str = "Light"):
+def in_lab(browser, lab, theme: str = "Light", source: str = CELL, width: int = 1150):
     "A page with the builder, in JupyterLab"
-    with a_page(browser, 1150) as page:
-        begin(page, lab, theme)
+    with a_page(browser, width) as page:
+        begin(page, lab(theme, source))
         yield page
 
 
-def begin(page, lab, theme: str) -> None:
+def begin(page, address: str) -> None:
     "Open the notebook, and run its cell"
-    page.goto(lab(theme))
-    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
+    page.goto(address)
+    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(state="attached")
     for _ in range(10):  # a kernel that has just started may miss the key
         page.locator(".jp-CodeCell .cm-content").first.click()
         page.keyboard.press("Control+Enter")
@@ -175,9 +176,13 @@ CUT_OFF = """() => {
   const cut = e => e.scrollWidth > e.clientWidth + 2 || e.scrollHeight > e.clientHeight + 4;
   const area = document.querySelector('.jp-OutputArea-output .widget-vbox') || document.querySelector('.widget-vbox');
   const right = area.getBoundingClientRect().right + 2;
-  const labels = [...area.querySelectorAll('.widget-label, button')].filter(e => seen(e) && e.textContent.trim() && cut(e));
+  const labels = [...area.querySelectorAll('.widget-label, .widget-label-basic, button')].filter(e => seen(e) && e.textContent.trim() && cut(e));
+  const ink = document.createElement('canvas').getContext('2d');
+  const wide = (e, text, room) => { ink.font = getComputedStyle(e).font; return ink.measureText(text).width > e.clientWidth - room; };
+  const fields = [...area.querySelectorAll('input[placeholder]')].filter(e => seen(e) && wide(e, e.placeholder, 14));
+  const lists = [...area.querySelectorAll('select:not([multiple])')].filter(e => seen(e) && e.selectedOptions.length && wide(e, e.selectedOptions[0].text, 24));
   const out = [...area.querySelectorAll('button, input, select, textarea')].filter(e => seen(e) && e.getBoundingClientRect().right > right);
-  return [...labels, ...out].map(e => e.outerHTML.slice(0, 120));
+  return [...labels, ...fields, ...lists, ...out].map(e => e.outerHTML.slice(0, 120));
 }"""
 NAMELESS = """() => {
   const seen = e => e.offsetParent !== null && e.getClientRects().length && e.type !== 'file';
@@ -226,8 +231,11 @@ def test_from_a_form_to_a_curve(browser, lab, theme):
 
 def assemble(page, tag: str) -> None:
     "Type something wrong, then something right"
+    open_fold(page, "agents")
+    page.get_by_text("Parameters of every agent").first.wait_for()
     open_fold(page, "rl")
     check_looks(page)
+    button(page, "▾ agents").click()
     lr = page.get_by_label("lr", exact=True)
     lr.fill("fast")
     page.get_by_text("rl.lr: must be a number, got 'fast'").first.wait_for()
@@ -267,7 +275,7 @@ def inspect(page, tag: str) -> None:
 def launch(page, tag: str) -> None:
     "Train, and see the curve"
     button(page, "Launch").click()
-    page.get_by_label("run_id").fill(f"in-the-browser{tag}")
+    page.get_by_label("run_id", exact=True).fill(f"in-the-browser{tag}")
     button(page, "Train").click()
     page.get_by_text(f"training in-the-browser{tag} · done").wait_for()
     page.locator("svg").locator("visible=true").first.wait_for()
@@ -315,7 +323,7 @@ def by_keyboard(page) -> None:
         page.keyboard.press("Tab")
         assert focused() == name
     page.keyboard.press("Space")
-    page.get_by_label("run_id").wait_for()
+    page.get_by_label("run_id", exact=True).wait_for()
     for _ in range(3):  # Runs, Play, and the first field
         page.keyboard.press("Tab")
     page.keyboard.type("typed")
@@ -337,7 +345,16 @@ def by_keyboard(page) -> None:
     page.get_by_text("all that are not named").wait_for()
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_in_a_narrow_window(browser, lab):
+    with in_lab(browser, lab, width=640) as page:
+        open_fold(page, "rl")
+        check_looks(page)
+        for name in ("Inspect", "Launch", "Runs", "Play"):
+            button(page, name).click()
+            check_looks(page)
+
+
+@pytest.mark.parametrize("theme", [pytest.param("light", marks=pytest.mark.slow), "dark"])
 def test_app(browser, tmp_path, theme):
     port = free_port()
     command = [
@@ -367,3 +384,42 @@ def test_app(browser, tmp_path, theme):
         assert json.loads((run / "result.json").read_text())["status"] == "finished"
     finally:
         server.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_pictures_of_the_documentation(browser, lab):
+    "The cell that the README opens with, on graphs; `make pictures` keeps what is seen here in `images/`"
+    source = "from nip.builder import Builder\n\nBuilder()"
+    with in_lab(browser, lab, source=source) as page:
+        page.get_by_label("interaction_protocol", exact=True).wait_for()
+        open_fold(page, "nip_protocol")
+        page.get_by_label("max_message_rounds").fill("3.5")
+        page.get_by_text("must be an integer").first.wait_for()
+        keep(page, "assemble")
+        page.get_by_label("max_message_rounds").fill("5")
+        page.get_by_text("✓ valid").wait_for()
+        button(page, "Inspect").click()
+        button(page, "Build").click()
+        page.get_by_text("stages are built").wait_for(timeout=120_000)
+        open_fold(page, "1. protocol")
+        open_fold(page, "2. training data")
+        keep(page, "inspect")
+        button(page, "Launch").click()
+        page.get_by_label("run_id", exact=True).fill("two-questions")
+        button(page, "Train").click()
+        page.get_by_text(re.compile(r"training (7\d|8\d)/120")).wait_for(timeout=400_000)
+        keep(page, "launch")
+        page.get_by_text("test_mean_accuracy").first.wait_for(timeout=400_000)
+        button(page, "Runs").click()
+        page.locator("option", has_text="two-questions").first.click()
+        button(page, "Evaluate").click()
+        page.get_by_text("soundness, under attack").first.wait_for(timeout=400_000)
+        keep(page, "runs")
+    with in_lab(browser, lab, "Dark", source) as page:
+        button(page, "Play").click()
+        button(page, "Start").click()
+        button(page, "Send").click()
+        page.get_by_text(re.compile(r"graph \d, node \d")).locator("visible=true").nth(1).wait_for()
+        check_looks(page)
+        keep(page, "play-dark")

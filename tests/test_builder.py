@@ -5,11 +5,12 @@ from types import NoneType
 
 import pytest
 
-from nip import HyperParameters
+from nip import HyperParameters, run_experiment
 from nip.builder import LANGUAGES, Builder, hyper_params_from
 from nip.checked import ParameterError, convert
 from nip.form import Form, choices_of, example, members
 from nip.parameters import protocol_handlers, scenarios, trainers
+from nip.protocol import register_protocol_handler
 from nip.run import preset
 from nip.writing import classes, command_line, python_call, short_yaml
 
@@ -136,7 +137,64 @@ def test_what_is_half_typed_changes_nothing(tmp_path):
             builder.hyper_params
         assert "rl.lr" in lr.note.value and "not valid yet" in builder.form.status.value
         assert builder.form.draft.accepted == before
-        builder.launch.train()
+        builder.launch.button.click()
         assert "rl.lr" in builder.launch.notice.value and not builder.store.ids()
     lr.control.value = "1e-4"
     assert builder.hyper_params == before.replace({"rl.lr": 1e-4})
+
+
+@pytest.fixture
+def late_protocol():
+    "Registers a protocol when it is called; afterwards it is forgotten"
+    entries = dict(protocol_handlers._entries)
+
+    def register():
+        @register_protocol_handler("late")
+        class Late(protocol_handlers["nip"]):
+            "Registered when builders are there already"
+
+        return "late"
+
+    yield register
+    protocol_handlers._entries.clear()
+    protocol_handlers._entries.update(entries)
+
+
+def test_what_is_registered_later_appears(tmp_path, late_protocol):
+    builder = Builder("parity_quick", run_store=tmp_path)
+    choice = builder.form.field("interaction_protocol").control
+    builder.form.field("rl.lr").control.value = "fast"  # waits, and stays
+    name = late_protocol()
+    assert name not in choice.options
+    builder.open("Launch")
+    builder.open("Assemble")
+    assert name in choice.options and choice.value == "adp"
+    assert builder.form.field("rl.lr").control.value == "fast"
+    builder.form.field("rl.lr").control.value = "0.001"
+    choice.value = name
+    assert builder.hyper_params.interaction_protocol == name
+
+
+def test_runs_that_cannot_be_understood_hide_no_others(tmp_path, late_protocol):
+    "One of a protocol that is registered elsewhere, and one whose files are damaged"
+    tiny = preset("parity_quick", **{"rl.num_iterations": 1, "rl.rollouts_per_iteration": 16})
+    entries = dict(protocol_handlers._entries)
+    run_experiment(tiny, run_store=tmp_path, run_id="sound")
+    for run_id in ("damaged", "elsewhere"):
+        run_experiment(tiny.replace(interaction_protocol=late_protocol()), run_store=tmp_path, run_id=run_id)
+    (tmp_path / "damaged" / "result.json").write_text("{")
+    protocol_handlers._entries.clear()
+    protocol_handlers._entries.update(entries)
+    builder = Builder(tiny, run_store=tmp_path)
+    builder.open("Runs")
+    assert {run for _, run in builder.results.runs.options} == {"sound", "damaged", "elsewhere"}
+    for run in ("damaged", "elsewhere"):
+        builder.results.runs.value = (run,)
+        for action in ("Curves", "Transcripts", "Episodes", "Compare", "Load"):
+            builder.results.buttons[action].click()
+    builder.open("Play")
+    for run in ("damaged", "elsewhere", "sound"):
+        builder.play.runs.value = run
+        builder.play.start.click()
+        assert ("is not a registered protocol" in builder.play.notice.value) == (run != "sound")
+    assert builder.play.sitting.run.id == "sound"

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from nip.agent_groups import PureTextAgentParameters
 from nip.fine_tuning import (
     FineTuningJob,
     FineTuningParameters,
@@ -25,6 +24,7 @@ from nip.local_models import TransformersModel, even_answer, even_question, loca
 from nip.parameters import ParameterError
 from nip.settings import ExperimentSettings
 from nip.shared_models import FineTuningError, PureTextSharedModelGroup, await_jobs, build_shared_model_groups
+from nip.text_agents import PureTextAgentParameters
 
 pytest.importorskip("trl")
 pytest.importorskip("peft")

@@ -2,16 +2,20 @@
 
 import json
 import random
+import re
+from itertools import islice
 
 import pytest
 import torch
 
-from nip import run_experiment
+from nip import HyperParameters, run_experiment
 from nip.games import Game, Play, Replay, RunReplay, Sitting, table_of
-from nip.parameters import protocol_handlers, trainers
+from nip.parameters import protocol_handlers, scenarios, trainers
+from nip.pictures import picture
 from nip.protocol import build_protocol_handler
 from nip.run import preset
-from nip.scenario import build_scenario_instance
+from nip.scenario import build_scenario_instance, build_stages
+from nip.settings import ExperimentSettings
 
 QUICK = {"rl.num_iterations": 1, "rl.rollouts_per_iteration": 16, "rl.minibatch_size": 16}
 
@@ -138,6 +142,17 @@ def test_graphs(tmp_path):
     assert [v for _, v in replay.names.options][:3] == ["test", "played-001", "played-002"]
     replay.names.value = "played-002"
     assert "graph 1, node" in replay.replay.picture.value or "graph 2, node" in replay.replay.picture.value
+
+
+@pytest.mark.parametrize("name", scenarios.names())
+def test_drawings_have_no_ground_of_their_own(name):
+    "So that they are legible on a dark page"
+    hp = HyperParameters(name, "vanilla_ppo", scenarios[name].dataset_names()[-1])
+    built = dict(islice(build_stages(hp, ExperimentSettings()), 4))
+    scenario, instance = scenarios[name](hp, ExperimentSettings()), built["test data"][0]
+    drawn = picture(lambda figure: scenario.draw(instance, [0, 1], figure))
+    ground = re.search(r'-patch_1">.*?style="([^"]*)"', drawn, re.S)[1]
+    assert "fill: none" in ground or "opacity: 0" in ground
 
 
 def test_games_that_have_not_ended_are_shown():

@@ -126,8 +126,8 @@ def stem_of(notebook: dict, path: Path) -> str:
     return path.stem
 
 
-def rename_pages():
-    "00_registry.ipynb becomes registry.ipynb, in the sidebar too"
+def rename_pages() -> dict[str, str]:
+    "00_registry.ipynb becomes registry.ipynb, in the sidebar too; old names and new ones"
     names = {}
     for path in sorted(PROC.rglob("*.ipynb")):
         notebook = json.loads(path.read_text(encoding="utf-8"))
@@ -142,9 +142,10 @@ def rename_pages():
 
     sidebar = PROC / "sidebar.yml"
     sidebar.write_text(yaml.safe_dump(renamed(yaml.safe_load(sidebar.read_text())), sort_keys=False))
+    return names
 
 
-def relative_links():
+def relative_links(names: dict[str, str]):
     "Links between pages hold wherever the site is put"
     config = get_config()
     site = re.escape(config.doc_host.rstrip("/") + config.doc_baseurl.rstrip("/")) + "/"
@@ -154,7 +155,8 @@ def relative_links():
         text = re.sub(
             r'^\s*"output-file: [^"]*",?\n', "", text, flags=re.M
         )  # which the page's name says by now
-        text = text.replace("](nbs/", f"]({up}")  # as the README has it
+        page = lambda found, up=up: f"]({up}{names.get(found[1], found[1])}"
+        text = re.sub(r"\]\(nbs/([\w/]+\.ipynb)", page, text)  # as the README has it
         text = re.sub(r"\]\(\.\./((\.\./)*images/)", r"](\1", text)  # pages are one folder up from notebooks
         path.write_text(re.sub(rf"{site}(?=[\w/.#-]+\.html)", up, text), encoding="utf-8")
 
@@ -174,8 +176,7 @@ def main() -> int:
         shutil.copy2(ROOT / linked, PROC)
     if (ROOT / "images").exists():
         shutil.copytree(ROOT / "images", PROC / "images")
-    rename_pages()
-    relative_links()
+    relative_links(rename_pages())
     if code := smalldocs(["render", "--quiet", str(PROC)]):
         return code
     shutil.move(PROC / "_docs", DOCS)
