@@ -293,7 +293,7 @@ def even_numbers_quick() -> HyperParameters:
         "even_numbers", "pure_text_ei", "digits4", "adp", agents={"_default": TINY},
         rl={"rollouts_per_iteration": 128, "num_iterations": 2, "num_test_iterations": 1},
         text_rl={"test_scheme": "first_and_last", "fine_tune_on_all_previous_rollouts": True},
-        fine_tuning={"num_epochs": 4, "learning_rate": 1e-2})  # fmt: skip
+        fine_tuning={"num_epochs": 10, "learning_rate": 1e-2})  # fmt: skip
 
 
 @presets.register("even_numbers_malt")
