@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .agent_checkpoints import to_load, without_checkpoints
 from .data import cache_dir
+from .pretrained import pretrained_model, required_models
 from .scenario import ScenarioInstance, build_scenario_instance
 from .solo import SoloAgentTrainer, can_learn
 from .tracking import atomic_write, tensor_bytes
@@ -49,6 +50,8 @@ def body_recipe(instance: ScenarioInstance, agent: str) -> dict:
     channels = protocol.agent_channel_visibility_mask[protocol.agent_names.index(agent)].sum().item()
     turns = protocol.active[:, :, protocol.agent_names.index("verifier")].any(-1).int().tolist()
     chosen = {name: getattr(hp, name) for name in SHAPES}
+    if models := required_models(hp, [agent]):
+        chosen["embeddings"] = [pretrained_model(name, hp.dataset).recipe for name in models]
     return {
         "agent": agent,
         "params": params,

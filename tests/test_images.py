@@ -450,6 +450,20 @@ def test_another_model_in_the_same_folder(saved_model, monkeypatch):
     assert shown == [80, 40, 80, 40]
 
 
+def test_pretrained_bodies_know_whose_embeddings_they_saw(saved_model):
+    from nip.pretraining import body_recipe
+
+    hyper_params = tiny(**{"agents.prover.pretrained_embeddings_model": f"transformers:{saved_model}"})
+    recipes = []
+    for name in ("config.json", "other.json"):
+        (saved_model / name).touch()
+        recipes.append(
+            body_recipe(build_scenario_instance(hyper_params, ExperimentSettings(tqdm_func=quiet)), "prover")
+        )
+    assert recipes[0]["embeddings"] != recipes[1]["embeddings"]
+    play(hyper_params.replace({"pretrain_agents": True}))
+
+
 def test_damaged_embeddings_are_made_again(saved_model, tmp_path):
     hyper_params = tiny(**{"agents.prover.pretrained_embeddings_model": f"transformers:{saved_model}"})
     build = lambda: build_scenario_instance(hyper_params, ExperimentSettings(tqdm_func=quiet)).train_dataset
