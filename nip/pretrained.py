@@ -81,7 +81,7 @@ def pretrained_model(name: str, dataset: str) -> PretrainedModel:
         valid = [
             *pretrained_models,
             "transformers:<name or folder>",
-            "timm:<name>",
+            "timm:<name or folder>",
             "<user>/<model>_<dataset>",
         ]
         raise ParameterError("pretrained_embeddings_model", name, "is not a pretrained model", valid)
@@ -273,14 +273,16 @@ def weights_on_hub(address: str) -> dict[str, Tensor]:
 # %% ../nbs/50_pretrained.ipynb #c028
 @register_pretrained_model("timm")
 class TimmModel(PretrainedModel):
-    "A model of `timm`: its name there, or `user/model_dataset` on the hub"
+    "A model of `timm`: its name there, a folder, or `user/model_dataset` on the hub"
 
     def __init__(self, name, dataset):
         super().__init__(name, dataset)
         needs("timm")
         trained_here = name in WIDTHS and dataset in ON_HUB["datasets"]
-        self.address = f"{ON_HUB['user']}/{name}_{dataset}" if trained_here else name
-        self.model = self.address.rpartition("/")[2].rpartition("_")[0] if "/" in self.address else name
+        on_hub = f"{ON_HUB['user']}/{name}_{dataset}" if trained_here else name
+        self.address = f"local-dir:{name}" if Path(name).is_dir() else on_hub
+        of_ours = "/" in on_hub and self.address == on_hub  # `user/model_dataset`
+        self.model = on_hub.rpartition("/")[2].rpartition("_")[0] if of_ours else self.address
 
     @cached_property
     def num_channels(self) -> int:
@@ -297,7 +299,7 @@ class TimmModel(PretrainedModel):
     def load(self, device):
         import timm
 
-        if "/" not in self.address:
+        if self.model == self.address:
             read = partial(timm.create_model, pretrained=True, num_classes=0)
             self.network = fetched(f"timm:{self.name}", self.model, read)
         else:
