@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -22,7 +23,7 @@ from .registry import Registry
 # %% auto #0
 __all__ = ['DECISION', 'prompt_sets', 'VERIFIER', 'PROVER', 'LAST_TURN', 'BRIEF_VERIFIER', 'BRIEF_PROVER', 'human_names',
            'listed', 'listeners', 'addressees', 'headers', 'Said', 'ReplyFormat', 'reply_format', 'PromptParameters',
-           'read_folder', 'templates_for', 'template_of', 'facts', 'render', 'Speaker', 'joined']
+           'read_folder', 'templates_for', 'template_of', 'facts', 'compiled', 'render', 'Speaker', 'joined']
 
 # %% ../nbs/44_prompts.ipynb #c005
 def human_names(protocol: ProtocolHandler) -> dict[str, str]:
@@ -319,15 +320,20 @@ def facts(protocol: ProtocolHandler, agent: str, params, stance: int = 1) -> dic
     }  # fmt: skip
 
 
+@cache
+def compiled(template: str):
+    "A template that is ready to be filled in; it is asked for in each turn of each game"
+    from jinja2 import Environment, StrictUndefined
+
+    return Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(template)
+
+
 def render(template: str, **values) -> str:
     "A filled-in template; `ParameterError` for one that cannot be filled in"
-    from jinja2 import Environment, StrictUndefined, TemplateError
+    from jinja2 import TemplateError
 
     try:
-        made = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-            template
-        )
-        return re.sub(r"\n{3,}", "\n\n", made.render(values)).strip()
+        return re.sub(r"\n{3,}", "\n\n", compiled(template).render(values)).strip()
     except TemplateError as error:
         raise ParameterError(
             "prompts", template[:60], f"is a template that cannot be filled in ({error})", sorted(values)

@@ -68,11 +68,8 @@ def game_record(
     deal: Deal, td: TensorDictBase, row: int, turns: list[dict], rewards: dict[str, float]
 ) -> dict[str, Any]:
     "A game that is over, as it is kept; `td` is its last state"
-    text = {
-        k: v
-        for k in td.keys()
-        if isinstance(v := td[k][row] if not isinstance(td[k], torch.Tensor) else None, str)
-    }
+    columns = {k: column for k in td.keys() if not isinstance(column := td.get(k), torch.Tensor)}
+    text = {k: v for k, column in columns.items() if isinstance(v := getattr(column[row], "data", None), str)}
     verdict = int(td["verdict"][row])
     return {
         "game": deal.number, "id": int(td["id"][row]), "seed": deal.seed, "stance": int(td["stance"][row]), "label": VERDICTS[int(td["y"][row])],
