@@ -68,7 +68,11 @@ def demo_picture(results: dict[str, object], ceiling: float, path: Path) -> Path
 
 # %% ../nbs/99_cli.ipynb #c006
 def demo(args) -> int:
-    "Train a weak verifier with a prover, and alone; print and draw the outcome"
+    "Train a weak verifier with a prover, and alone; print and draw the outcome. With `code` or `words`: language models"
+    if args.game != "graphs":
+        from nip.words_demo import demo_words
+
+        return demo_words(args)
     from nip.graph_data import lone_verifier_ceiling
     from nip.run import preset, run_experiment
 
@@ -407,7 +411,7 @@ def command(of, name: str, function, *arguments) -> argparse.ArgumentParser:
 # %% ../nbs/99_cli.ipynb #c026
 def experiment_commands(commands) -> None:
     "Train, go on, look at what came out"
-    command(commands, "demo", demo, DEVICE, arg("--seed", type=int, help="another seed"),
+    command(commands, "demo", demo, arg("game", nargs="?", default="graphs", choices=("graphs", "code", "words"), help="of what: graphs (default); programs or numbers, in words"), DEVICE, arg("--seed", type=int, help="another seed"),
             arg("--iterations", type=int, help="fewer or more iterations"))  # fmt: skip
     command(commands, "run", run_file, arg("file", nargs="?", help="YAML or JSON file, or the name of a preset"), DEVICE, arg("--set", help="changes", **CHANGES),
             arg("--run-id", help="name of the run folder"),

@@ -34,12 +34,53 @@ from .registry import Registry
 from .scenario import Scenario, register_scenario
 
 # %% auto #0
-__all__ = ['READOUTS', 'building_blocks', 'ImageClassificationParameters', 'ImageClassificationAgentParameters', 'MapNorm',
-           'convolution', 'ConvBlock', 'ResidualBlock', 'latent_shape', 'initialise_convolutions', 'Eye', 'opened',
+__all__ = ['building_blocks', 'READOUTS', 'MapNorm', 'convolution', 'ConvBlock', 'ResidualBlock', 'ImageClassificationParameters',
+           'ImageClassificationAgentParameters', 'latent_shape', 'initialise_convolutions', 'Eye', 'opened',
            'named_places', 'ImageClassificationBody', 'ImageClassificationScenario']
 
 # %% ../nbs/84_image_classification.ipynb #c005
-@register_parameters("image_classification", only_if_claimed=True)
+building_blocks = Registry("building block")
+
+
+class MapNorm(nn.Module):
+    "`RunningNorm` for maps `[B channel height width]`"
+
+    def __init__(self, num_channels: int):
+        super().__init__()
+        self.norm = RunningNorm(num_channels)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.norm(h.movedim(1, -1)).movedim(-1, 1)
+
+# %% ../nbs/84_image_classification.ipynb #c006
+def convolution(d_in: int, d_out: int, p: ImageClassificationAgentParameters, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(d_in, d_out, p.kernel_size, stride, p.kernel_size // 2)
+
+
+@building_blocks.register("conv2d")
+class ConvBlock(nn.Sequential):
+    "A convolution and the activation"
+
+    def __init__(self, d: int, p: ImageClassificationAgentParameters):
+        super().__init__(convolution(d, d, p, p.stride), activations[p.activation_function]())
+
+
+@building_blocks.register("residual_basic")
+class ResidualBlock(nn.Module):
+    "Two convolutions beside a shortcut, He et al. 2016, fig. 2"
+
+    def __init__(self, d: int, p: ImageClassificationAgentParameters):
+        super().__init__()
+        act = activations[p.activation_function]
+        self.residual = nn.Sequential(convolution(d, d, p, p.stride), MapNorm(d), act(), convolution(d, d, p), MapNorm(d))  # fmt: skip
+        self.shortcut = nn.Identity() if p.stride == 1 else nn.Conv2d(d, d, 1, p.stride)
+        self.activation = act()
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.activation(self.residual(h) + self.shortcut(h))
+
+# %% ../nbs/84_image_classification.ipynb #c008
+@register_parameters("image_classification")
 @dataclass
 class ImageClassificationParameters(Parameters):
     "Parameters of every agent that looks at images"
@@ -58,7 +99,7 @@ class ImageClassificationParameters(Parameters):
         "A tiny network"
         return cls(num_block_groups=2, initial_num_channels=2)
 
-# %% ../nbs/84_image_classification.ipynb #c007
+# %% ../nbs/84_image_classification.ipynb #c010
 # Latent pixels `[B d pixel]` → what represents the picture `[B d']`
 READOUTS = {"mean": lambda h: h.mean(-1), "max": lambda h: h.amax(-1), "map": lambda h: h.flatten(1)}
 
@@ -68,7 +109,7 @@ READOUTS = {"mean": lambda h: h.mean(-1), "max": lambda h: h.amax(-1), "map": la
 class ImageClassificationAgentParameters(HeadParameters):
     "An agent that looks at an image"
 
-    building_block_type: str = param("conv2d", choices=("conv2d", "residual_basic"))  # What a block is
+    building_block_type: str = param("conv2d", choices=building_blocks)  # What a block is
     num_blocks_per_group: int = param(2, ge=1)  # Blocks between two halvings of the image
     kernel_size: int = param(3, ge=1)  # Of the convolutions; an odd number
     stride: int = param(1, ge=1)  # Of the convolutions
@@ -116,48 +157,7 @@ class ImageClassificationAgentParameters(HeadParameters):
         "A tiny network"
         return cls(num_blocks_per_group=1, d_latent_pixel_selector=4, d_decider=4, d_value=4)
 
-# %% ../nbs/84_image_classification.ipynb #c010
-building_blocks = Registry("building block")
-
-
-class MapNorm(nn.Module):
-    "`RunningNorm` for maps `[B channel height width]`"
-
-    def __init__(self, num_channels: int):
-        super().__init__()
-        self.norm = RunningNorm(num_channels)
-
-    def forward(self, h: Tensor) -> Tensor:
-        return self.norm(h.movedim(1, -1)).movedim(-1, 1)
-
-
-def convolution(d_in: int, d_out: int, p: ImageClassificationAgentParameters, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(d_in, d_out, p.kernel_size, stride, p.kernel_size // 2)
-
-
-@building_blocks.register("conv2d")
-class ConvBlock(nn.Sequential):
-    "A convolution and the activation"
-
-    def __init__(self, d: int, p: ImageClassificationAgentParameters):
-        super().__init__(convolution(d, d, p, p.stride), activations[p.activation_function]())
-
-
-@building_blocks.register("residual_basic")
-class ResidualBlock(nn.Module):
-    "Two convolutions beside a shortcut, He et al. 2016, fig. 2"
-
-    def __init__(self, d: int, p: ImageClassificationAgentParameters):
-        super().__init__()
-        act = activations[p.activation_function]
-        self.residual = nn.Sequential(convolution(d, d, p, p.stride), MapNorm(d), act(), convolution(d, d, p), MapNorm(d))  # fmt: skip
-        self.shortcut = nn.Identity() if p.stride == 1 else nn.Conv2d(d, d, 1, p.stride)
-        self.activation = act()
-
-    def forward(self, h: Tensor) -> Tensor:
-        return self.activation(self.residual(h) + self.shortcut(h))
-
-# %% ../nbs/84_image_classification.ipynb #c011
+# %% ../nbs/84_image_classification.ipynb #c013
 def latent_shape(height: int, width: int, num_groups: int) -> tuple[int, int]:
     "Rows and columns of the latent pixels"
     shape = height >> num_groups, width >> num_groups
@@ -176,7 +176,7 @@ def initialise_convolutions(module: nn.Module, p: ImageClassificationAgentParame
             nn.init.orthogonal_(m.weight, gain * p.orthogonal_initialisation_gain)
             nn.init.zeros_(m.bias)
 
-
+# %% ../nbs/84_image_classification.ipynb #c014
 class Eye(nn.Module):
     "Planes `[B d_in height width]` → latent pixels `[B d_out h w]`"
 
@@ -199,7 +199,7 @@ class Eye(nn.Module):
             h = double(F.max_pool2d(h, 2) if exact else F.adaptive_max_pool2d(h, halved))
         return h
 
-# %% ../nbs/84_image_classification.ipynb #c015
+# %% ../nbs/84_image_classification.ipynb #c018
 def opened(named: Tensor, size: tuple[int, int], margin: int) -> Tensor:
     "Which pixels are open: bool `[B height width]`, from the latent pixels that were named, bool `[B h w]`"
     seen = F.interpolate(named[:, None].float(), size, mode="nearest")
@@ -212,7 +212,7 @@ def named_places(x: Tensor) -> Tensor:
     "Which latent pixels were named, by anybody, so far: bool `[B h w]`, from messages `x [B round channel position h w]`"
     return x.flatten(1, 3).any(1)
 
-# %% ../nbs/84_image_classification.ipynb #c018
+# %% ../nbs/84_image_classification.ipynb #c021
 class ImageClassificationBody(AgentPart):
     "A picture and what was said about it → `instance_repr [B 1 d]`, `candidate_repr [B pixel d]`"
 
@@ -249,7 +249,7 @@ class ImageClassificationBody(AgentPart):
             "candidate_repr": candidates,
         }
 
-# %% ../nbs/84_image_classification.ipynb #c019
+# %% ../nbs/84_image_classification.ipynb #c022
 @patch
 def planes(self: ImageClassificationBody, inputs: dict[str, Tensor]) -> Tensor:
     "The picture, of mean and deviation one half, as far as the agent sees it, and what was said `[B plane height width]`"
@@ -271,7 +271,7 @@ def latent_pixels(self: ImageClassificationBody, inputs: dict[str, Tensor]) -> T
         latent = torch.cat([latent, self.activation(self.embedding(known))], 1)
     return latent if self.positions is None else self.activation(latent + self.positions)
 
-# %% ../nbs/84_image_classification.ipynb #c024
+# %% ../nbs/84_image_classification.ipynb #c027
 @register_scenario("image_classification")
 class ImageClassificationScenario(Scenario):
     "Which of two classes does the picture belong to?"
@@ -309,7 +309,7 @@ class ImageClassificationScenario(Scenario):
     def make_body(self, context: PartContext) -> AgentPart:
         return ImageClassificationBody(context, self.num_image_channels)
 
-# %% ../nbs/84_image_classification.ipynb #c026
+# %% ../nbs/84_image_classification.ipynb #c029
 @patch
 def candidate_name(self: ImageClassificationScenario, space: MessageSpace, choice: int) -> str:
     row, column = divmod(choice, space.shape[-1])

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['image_sources', 'KINDS', 'HIDDEN', 'ImageSource', 'read_digits', 'fake_images', 'read_fake', 'hub_source',
-           'fingerprint', 'read_local', 'local_source', 'image_source', 'read_splits', 'first_line', 'columns_of',
-           'pairs_of', 'as_array', 'as_tensor', 'placed', 'read_images', 'Pictures', 'load_pictures', 'draw_image',
-           'frame_place']
+           'fingerprint', 'local_source', 'read_local', 'image_source', 'read_splits', 'first_line', 'columns_of',
+           'pairs_of', 'as_array', 'as_tensor', 'placed', 'read_split', 'read_images', 'Pictures', 'load_pictures',
+           'draw_image', 'frame_place']
 
 # %% ../nbs/33_image_data.ipynb #c002
 import hashlib
@@ -102,6 +102,14 @@ def fingerprint(path: Path) -> str:
     return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
 
 
+def local_source(name: str) -> ImageSource:
+    "Pictures on this machine"
+    path = Path(name).expanduser().resolve()
+    if not path.exists():
+        raise ParameterError("dataset", f"local:{name}", "must name a folder or a parquet file that is there")
+    return ImageSource(lambda: read_local(path), f"local:{path}")
+
+# %% ../nbs/33_image_data.ipynb #c012
 def read_local(path: Path):
     "Splits of the pictures in a folder or file"
     from datasets import load_dataset, load_from_disk
@@ -113,15 +121,7 @@ def read_local(path: Path):
     kind = "parquet" if any(path.rglob("*.parquet")) else "imagefolder"
     return load_dataset(kind, data_dir=str(path))
 
-
-def local_source(name: str) -> ImageSource:
-    "Pictures on this machine"
-    path = Path(name).expanduser().resolve()
-    if not path.exists():
-        raise ParameterError("dataset", f"local:{name}", "must name a folder or a parquet file that is there")
-    return ImageSource(lambda: read_local(path), f"local:{path}")
-
-# %% ../nbs/33_image_data.ipynb #c012
+# %% ../nbs/33_image_data.ipynb #c013
 KINDS = ("hub:<user>/<name>", "local:<folder or parquet file>")
 
 
@@ -134,7 +134,7 @@ def image_source(name: str) -> ImageSource:
         raise ParameterError("dataset", name, "is not a data set of pictures", [*image_sources, *KINDS])
     return image_sources[name]
 
-# %% ../nbs/33_image_data.ipynb #c015
+# %% ../nbs/33_image_data.ipynb #c016
 def read_splits(name: str, source: ImageSource) -> dict[str, Any]:
     "The splits of a source, by name"
     import datasets
@@ -154,7 +154,7 @@ def read_splits(name: str, source: ImageSource) -> dict[str, Any]:
 def first_line(error: Exception) -> str:
     return str(error).partition("\n")[0].rstrip(".")
 
-# %% ../nbs/33_image_data.ipynb #c017
+# %% ../nbs/33_image_data.ipynb #c018
 def columns_of(name: str, table) -> tuple[str, str]:
     "Names of the columns of pictures and of classes in a `datasets.Dataset`"
     from datasets import ClassLabel, Image
@@ -170,31 +170,18 @@ def columns_of(name: str, table) -> tuple[str, str]:
         )
     return pictures[0], classes[0]
 
-
+# %% ../nbs/33_image_data.ipynb #c020
 def pairs_of(name: str, table) -> tuple[Iterable, list[str] | None]:
-    "Pairs of a picture and a class, and the names of the classes if they are numbers"
+    "Pairs of a picture and a class, decoded one by one, and the names of the classes where these are numbers"
     if not hasattr(table, "features"):
         return table, None
     from datasets import Image
 
     picture, label = columns_of(name, table)
     table = table.select_columns([picture, label]).cast_column(picture, Image())
-    return _Pairs(table, picture, label), getattr(table.features[label], "names", None)
+    return ((row[picture], row[label]) for row in table), getattr(table.features[label], "names", None)
 
-
-class _Pairs:
-    "Rows of a table, decoded one by one"
-
-    def __init__(self, table, picture: str, label: str):
-        self.table, self.picture, self.label = table, picture, label
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __iter__(self):
-        return ((row[self.picture], row[self.label]) for row in self.table)
-
-# %% ../nbs/33_image_data.ipynb #c019
+# %% ../nbs/33_image_data.ipynb #c022
 def as_array(image, size: int | None) -> np.ndarray:
     "A picture (of Pillow, or an array) as `[channel height width]`, resized to a square of side `size`"
     if not isinstance(image, np.ndarray):
@@ -217,7 +204,7 @@ def as_tensor(name: str, images: list[np.ndarray]) -> torch.Tensor:
     channels = max(len(image) for image in images)
     return torch.from_numpy(np.stack([np.repeat(i, channels, 0) if len(i) < channels else i for i in images]))
 
-# %% ../nbs/33_image_data.ipynb #c021
+# %% ../nbs/33_image_data.ipynb #c024
 def placed(images: torch.Tensor, side: int, purpose: str) -> torch.Tensor:
     "`images [N channel height width]`, each at a random place of a black square of `side` pixels"
     n, channels, height, width = images.shape
@@ -231,29 +218,35 @@ def placed(images: torch.Tensor, side: int, purpose: str) -> torch.Tensor:
         out[i, :, top : top + height, left : left + width] = images[i]
     return out
 
-# %% ../nbs/33_image_data.ipynb #c023
-def read_images(name: str, source: ImageSource, size: int | None = None, canvas: int | None = None, progress=tqdm) -> TensorDict:  # fmt: skip
-    "All pictures of a source: split → `image [N channel height width]` (bytes), `label [N]`; and the `classes`' names"
-    splits, found, names = read_splits(name, source), {}, None
-    for split, table in splits.items():
-        pairs, numbered = pairs_of(name, table)
-        names = names or numbered
-        bar = progress(pairs, desc=f"reading {name}, {split}", total=len(pairs), unit="picture")
-        images, labels = zip(*((as_array(image, size), label) for image, label in bar))
-        images = as_tensor(name, images)
-        found[split] = images if canvas is None else placed(images, canvas, split), labels
-    names = names or sorted({label for _, labels in found.values() for label in labels})
-    number = {label: i for i, label in enumerate(names)} | {i: i for i in range(len(names)) if isinstance(names[0], str)}  # fmt: skip
-    unlabelled = [split for split, (_, labels) in found.items() if not set(labels) <= set(number)]
-    tds = {s: TensorDict({"image": i, "label": torch.tensor([number[x] for x in labels])}, [len(i)])
-           for s, (i, labels) in found.items() if s not in unlabelled}  # fmt: skip
-    if not tds:
-        raise ParameterError(
-            "dataset", name, f"must have classes: those of {', '.join(unlabelled)} are not given"
-        )
-    return TensorDict({**tds, "classes": NonTensorData([str(n) for n in names])}, [])
+# %% ../nbs/33_image_data.ipynb #c026
+def read_split(name: str, split: str, table, size: int | None, progress) -> tuple[torch.Tensor, tuple, list[str] | None]:  # fmt: skip
+    "Pictures, their classes, and the names of the classes where these are numbers"
+    pairs, names = pairs_of(name, table)
+    bar = progress(pairs, desc=f"reading {name}, {split}", total=len(table), unit="picture")
+    found = [(as_array(image, size), label) for image, label in bar]
+    if not found:
+        raise ParameterError("dataset", name, f"must have pictures: there are none in {split}")
+    images, labels = zip(*found)
+    return as_tensor(name, images), labels, names
 
-# %% ../nbs/33_image_data.ipynb #c025
+# %% ../nbs/33_image_data.ipynb #c028
+def read_images(
+    name: str, source: ImageSource, size: int | None = None, canvas: int | None = None, progress=tqdm
+) -> TensorDict:
+    "All pictures of a source: split → `image [N channel height width]` (bytes), `label [N]`; and the `classes`' names"
+    found = {s: read_split(name, s, t, size, progress) for s, t in read_splits(name, source).items()}
+    names = next((names for *_, names in found.values() if names), None)
+    classes = names or sorted({x for _, labels, _ in found.values() for x in labels if x is not None})
+    number = {x: i for i, x in enumerate(range(len(names)) if names else classes)}
+    known = {s: (images, labels) for s, (images, labels, _) in found.items() if set(labels) <= set(number)}
+    if not known:
+        raise ParameterError("dataset", name, "must say which class each picture belongs to")
+    tds = {s: TensorDict({"image": images if canvas is None else placed(images, canvas, s),
+                          "label": torch.tensor([number[x] for x in labels])}, [len(images)])
+           for s, (images, labels) in known.items()}  # fmt: skip
+    return TensorDict({**tds, "classes": NonTensorData([str(c) for c in classes])}, [])
+
+# %% ../nbs/33_image_data.ipynb #c030
 @dataclass
 class Pictures:
     "All pictures of a source, as they are in the cache"
@@ -273,7 +266,7 @@ class Pictures:
         wanted = {"train": ("train",), "test": ("test", "validation", "valid", "val")}[split]
         return next((s for s in wanted if s in there), there[0])
 
-
+# %% ../nbs/33_image_data.ipynb #c031
 def load_pictures(
     name: str,  # Of the data set
     size: int | None = None,  # Side of the square that they are brought to
@@ -297,7 +290,7 @@ def load_pictures(
     )
     return Pictures(name, folder, meta, td)
 
-# %% ../nbs/33_image_data.ipynb #c028
+# %% ../nbs/33_image_data.ipynb #c034
 @patch
 def rows(self: Pictures, split: str, test_size: float = 0.2) -> torch.Tensor:
     "Rows of the split of the source that are for `'train'` or `'test'`"
@@ -312,7 +305,7 @@ def rows(self: Pictures, split: str, test_size: float = 0.2) -> torch.Tensor:
         raise ParameterError("test_size", test_size, f"must leave pictures to train and to test on: {self.name!r} has no test data of its own")  # fmt: skip
     return rows.sort().values
 
-
+# %% ../nbs/33_image_data.ipynb #c035
 @patch
 def task(
     self: Pictures, split: str, options: DatasetParameters | None = None, test_size: float = 0.2
@@ -338,7 +331,7 @@ def meaning(self: Pictures, td: TensorDict) -> str:
     say = lambda classes: ", ".join(self.classes[c] for c in classes) if len(classes) < 8 else f"{len(classes)} classes"  # fmt: skip
     return " against ".join(f"{say(side)} ({y})" for y, side in enumerate(sides))
 
-# %% ../nbs/33_image_data.ipynb #c035
+# %% ../nbs/33_image_data.ipynb #c042
 HIDDEN = -1  # A pixel that is not seen
 
 
@@ -369,7 +362,7 @@ def draw_image(
     ax.spines[:].set_visible(False)
     return ax
 
-
+# %% ../nbs/33_image_data.ipynb #c043
 def frame_place(ax, place: tuple[int, int], height: float, width: float, turns: str, colour: str) -> None:
     "A frame around the place (row, column), with a label"
     from matplotlib.patches import Rectangle

@@ -27,7 +27,7 @@ from .registry import Registry
 __all__ = ['pretrained_models', 'ON_HUB', 'WIDTHS', 'PretrainedModel', 'source_of', 'register_pretrained_model',
            'pretrained_model', 'check_model', 'embedding_key', 'run_through', 'embeddings', 'required_models',
            'with_embeddings', 'needs', 'prepared_images', 'as_map', 'fetched', 'digests', 'input_size',
-           'TransformersModel', 'for_small_pictures', 'TimmModel', 'weights_on_hub']
+           'TransformersModel', 'for_small_pictures', 'weights_on_hub', 'TimmModel']
 
 # %% ../nbs/50_pretrained.ipynb #c005
 pretrained_models = Registry("pretrained model")
@@ -57,7 +57,7 @@ class PretrainedModel:
         "What the embeddings depend on, as JSON can hold it: the same recipe, the same embeddings"
         return {"name": self.name, "code": source_of(type(self))}
 
-
+# %% ../nbs/50_pretrained.ipynb #c007
 def source_of(cls: type) -> str:
     "A number that changes with the code of a class"
     try:
@@ -71,7 +71,7 @@ def register_pretrained_model(name: str):
     "Class decorator: make a `PretrainedModel` available as `pretrained_embeddings_model=name`"
     return pretrained_models.register(name)
 
-# %% ../nbs/50_pretrained.ipynb #c006
+# %% ../nbs/50_pretrained.ipynb #c008
 def pretrained_model(name: str, dataset: str) -> PretrainedModel:
     "The model that a name means, not loaded yet: a registered one, `kind:rest`, or `user/model_dataset` of a hub (timm's)"
     kind, _, rest = name.partition(":")
@@ -87,7 +87,7 @@ def pretrained_model(name: str, dataset: str) -> PretrainedModel:
         raise ParameterError("pretrained_embeddings_model", name, "is not a pretrained model", valid)
     return pretrained_models[kind](rest or kind, dataset)
 
-
+# %% ../nbs/50_pretrained.ipynb #c009
 def check_model(name: str | None, dataset: str, path: str) -> None:
     "Raise `ParameterError` for a name, at the address `path`, that means no model"
     if name is not None:
@@ -102,7 +102,7 @@ def embedding_key(name: str) -> str:
     slug = re.sub(r"\W+", "_", name).strip("_")
     return f"embedding_{slug}" if slug == name else f"embedding_{slug[-24:]}_{hashlib.sha256(name.encode()).hexdigest()[:6]}"  # fmt: skip
 
-# %% ../nbs/50_pretrained.ipynb #c010
+# %% ../nbs/50_pretrained.ipynb #c013
 def run_through(model: PretrainedModel, images: Tensor, settings) -> Tensor:
     "Embeddings `[N c h w]` of `images [N channel height width]` (bytes), on the disk while they are made"
     model.load(settings.device)
@@ -131,7 +131,7 @@ def embeddings(model: PretrainedModel, pictures, split: str, settings) -> Tensor
     make = lambda: TensorDict({"embedding": run_through(model, images, settings)}, [len(images)])
     return cached(folder, make, meta=meta, ignore_cache=settings.ignore_cache)["embedding"]
 
-# %% ../nbs/50_pretrained.ipynb #c012
+# %% ../nbs/50_pretrained.ipynb #c015
 def required_models(hyper_params, agents: Iterable[str]) -> list[str]:
     "Pretrained models that `agents` have"
     names = [getattr(hyper_params.agents[a], "pretrained_embeddings_model", None) for a in agents]
@@ -157,7 +157,7 @@ def with_embeddings(scenario, datasets: Iterable[Dataset], names: Iterable[str])
         found.append(data)
     return tuple(found)
 
-# %% ../nbs/50_pretrained.ipynb #c017
+# %% ../nbs/50_pretrained.ipynb #c020
 def needs(package: str) -> None:
     "Raise `ParameterError` where an optional package is not installed"
     if find_spec(package) is None:
@@ -182,7 +182,7 @@ def as_map(features: Tensor, grid: tuple[int, int]) -> Tensor:
         return features
     return features[:, -grid[0] * grid[1] :].transpose(1, 2).unflatten(-1, grid)
 
-# %% ../nbs/50_pretrained.ipynb #c018
+# %% ../nbs/50_pretrained.ipynb #c021
 def fetched(name: str, where: str, read):
     "What `read` reads at `where`, on the hub or in a folder; raises `ParameterError` that says what to do"
     try:
@@ -197,7 +197,7 @@ def digests(folder: Path) -> dict[str, str]:
     files = sorted(p for p in folder.glob("*") if p.suffix in (".json", ".safetensors", ".bin"))
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
-
+# %% ../nbs/50_pretrained.ipynb #c022
 def input_size(processor: dict, config) -> tuple[int, int] | None:
     "Height and width of the pictures that a model was trained on, where that is known"
     size = processor.get("crop_size") or processor.get("size") or getattr(config, "image_size", None)
@@ -205,7 +205,7 @@ def input_size(processor: dict, config) -> tuple[int, int] | None:
         size = (size["height"], size["width"]) if "height" in size else size.get("shortest_edge")
     return (size, size) if isinstance(size, int) else size and tuple(size)
 
-# %% ../nbs/50_pretrained.ipynb #c019
+# %% ../nbs/50_pretrained.ipynb #c023
 @register_pretrained_model("transformers")
 class TransformersModel(PretrainedModel):
     "A vision model of `transformers`: its name on the hub, or a folder"
@@ -252,7 +252,7 @@ class TransformersModel(PretrainedModel):
         features = self.network(prepared_images(images, channels, size, mean, std)).last_hidden_state
         return as_map(features, (size[0] // patch, size[1] // patch))
 
-# %% ../nbs/50_pretrained.ipynb #c023
+# %% ../nbs/50_pretrained.ipynb #c027
 ON_HUB = {"user": "edadaltocg", "datasets": ("cifar10", "cifar100", "svhn")}  # Who trained on these
 WIDTHS = {"resnet18": 512, "resnet50": 2048}
 
@@ -265,6 +265,12 @@ def for_small_pictures(network: nn.Module) -> nn.Module:
     return network
 
 
+def weights_on_hub(address: str) -> dict[str, Tensor]:
+    from huggingface_hub import hf_hub_download
+
+    return torch.load(hf_hub_download(address, "pytorch_model.bin"), map_location="cpu", weights_only=True)
+
+# %% ../nbs/50_pretrained.ipynb #c028
 @register_pretrained_model("timm")
 class TimmModel(PretrainedModel):
     "A model of `timm`: its name there, or `user/model_dataset` on the hub"
@@ -308,12 +314,6 @@ class TimmModel(PretrainedModel):
         channels = known["input_size"][0]
         features = self.network.forward_features(prepared_images(images, channels, size, known["mean"], known["std"]))  # fmt: skip
         return as_map(features, getattr(getattr(self.network, "patch_embed", None), "grid_size", (1, 1)))
-
-
-def weights_on_hub(address: str) -> dict[str, Tensor]:
-    from huggingface_hub import hf_hub_download
-
-    return torch.load(hf_hub_download(address, "pytorch_model.bin"), map_location="cpu", weights_only=True)
 
 
 for _name in WIDTHS:

@@ -74,6 +74,7 @@ COMPONENT_MODULES += [
     "nip.text_rl",
     "nip.expert_iteration",
     "nip.malt",
+    "nip.even_numbers",
     "nip.code_validation",
     "nip.local_models",
     "nip.fine_tuning",

@@ -29,9 +29,10 @@ from .settings import ExperimentSettings
 from .tracking import Run, RunStore
 
 # %% auto #0
-__all__ = ['presets', 'QUICK', 'QUICK_VERIFIER', 'QUICK_PROVER', 'LOOKS', 'Result', 'may_go_on', 'begin', 'run_experiment',
-           'settings_of', 'resume_experiment', 'Preparation', 'prepare_experiment', 'preset', 'graph_isomorphism_quick',
-           'solo_verifier_quick', 'zero_knowledge_quick', 'parity_quick', 'image_classification_quick']
+__all__ = ['presets', 'QUICK', 'QUICK_VERIFIER', 'QUICK_PROVER', 'TINY', 'SMALL', 'LOOKS', 'Result', 'may_go_on', 'begin',
+           'run_experiment', 'settings_of', 'resume_experiment', 'Preparation', 'prepare_experiment', 'preset',
+           'graph_isomorphism_quick', 'solo_verifier_quick', 'zero_knowledge_quick', 'parity_quick',
+           'even_numbers_quick', 'even_numbers_malt', 'code_validation_quick', 'image_classification_quick']
 
 # %% ../nbs/98_run.ipynb #c005
 @dataclass
@@ -280,6 +281,48 @@ def parity_quick() -> HyperParameters:
             "anneal_lr": True, "gamma": 1.0},
         ppo={"entropy_eps": 0.01})  # fmt: skip
 
+# %% ../nbs/98_run.ipynb #words2
+TINY = dict(model_provider="transformers", model_name="tiny-even-numbers", temperature=0.7, max_response_words=10, max_tokens_per_message=24,
+            num_invalid_generation_retries=2)  # fmt: skip
+
+
+@presets.register("even_numbers_quick")
+def even_numbers_quick() -> HyperParameters:
+    "Expert iteration of a tiny language model that judges numbers: learned in seconds, in `adp`, `merlin_arthur` and `solo_verifier`"
+    return HyperParameters(
+        "even_numbers", "pure_text_ei", "digits4", "adp", agents={"_default": TINY},
+        rl={"rollouts_per_iteration": 128, "num_iterations": 2, "num_test_iterations": 1},
+        text_rl={"test_scheme": "first_and_last", "fine_tune_on_all_previous_rollouts": True},
+        fine_tuning={"num_epochs": 10, "learning_rate": 1e-2})  # fmt: skip
+
+
+@presets.register("even_numbers_malt")
+def even_numbers_malt() -> HyperParameters:
+    "The same by preferences: trees of answers, and a verifier who learns which of two was better"
+    return even_numbers_quick().replace(
+        {"trainer": "pure_text_malt", "agents.prover.freeze_agent": True, "agents.verifier.fine_tune_from_scratch": False,
+         "rl.rollouts_per_iteration": 64, "pure_text_malt.num_responses_per_timestep": 4,
+         "fine_tuning.num_epochs": 6, "fine_tuning.learning_rate": 2e-3, "text_rl.fine_tune_on_all_previous_rollouts": False})  # fmt: skip
+
+# %% ../nbs/98_run.ipynb #words4
+SMALL = dict(
+    model_provider="transformers",
+    model_name="smollm2-135m-instruct",
+    num_invalid_generation_retries=0,
+    repetition_penalty=1.1,
+)
+
+
+@presets.register("code_validation_quick")
+def code_validation_quick() -> HyperParameters:
+    "Expert iteration of a small language model that judges programs, on two cores in minutes; it learns the rules, not to judge"
+    return HyperParameters(
+        "code_validation", "pure_text_ei", "human_eval", "adp", prompts={"version": "brief"},
+        agents={"verifier": dict(SMALL, max_tokens_per_message=8), "_default": dict(SMALL, max_response_words=25, max_tokens_per_message=36)},
+        dataset_options={"max_test_size": 24}, rl={"rollouts_per_iteration": 24, "num_iterations": 2, "num_test_iterations": 1},
+        text_rl={"test_scheme": "first_and_last", "verifier_guess_replacement_proportion": 1.0},
+        fine_tuning={"num_epochs": 1, "batch_size": 4, "learning_rate": 2e-3})  # fmt: skip
+
 # %% ../nbs/98_run.ipynb #c020p
 LOOKS = dict(activation_function="relu", num_blocks_per_group=1, message_features="exchange", image_readout="max",
              d_latent_pixel_selector=64, d_decider=64, d_value=64)  # fmt: skip
@@ -289,13 +332,13 @@ LOOKS = dict(activation_function="relu", num_blocks_per_group=1, message_feature
 def image_classification_quick() -> HyperParameters:
     "One look at a picture, where the prover points: learned in minutes; works with any protocol"
     one_look = {"max_message_rounds": 3, "min_message_rounds": 3}
-    begins_later = {"_type": "ContiguousPeriodicUpdateSchedule", "period": 60, "start": 10, "stop": 60}
+    begins_later = {"_type": "ContiguousPeriodicUpdateSchedule", "period": 10**6, "start": 10, "stop": 10**6}
     return HyperParameters(
         "image_classification", "vanilla_ppo", "digits", "adp", d_representation=64,
-        image_classification={"num_block_groups": 2, "initial_num_channels": 8, "image_size": 10, "canvas_size": 28},
+        image_classification={"num_block_groups": 2, "initial_num_channels": 8, "image_size": 10, "canvas_size": 24},
         dataset_options={"binarification_method": "select_two", "selected_classes": (1, 0)},
         agents={"verifier": LOOKS | {"glimpse": 3}, "_default": LOOKS | {"update_schedule": begins_later}},
         nip_protocol=one_look, debate_protocol=one_look, mnip_protocol=one_look,
-        rl={"frames_per_batch": None, "rollouts_per_iteration": 256, "num_iterations": 60, "minibatch_size": 64, "lr": 2e-3,
+        rl={"frames_per_batch": None, "rollouts_per_iteration": 256, "num_iterations": 80, "minibatch_size": 64, "lr": 2e-3,
             "anneal_lr": True, "gamma": 1.0, "critic_trains_body": False, "num_test_iterations": 3},
         ppo={"entropy_eps": 0.01, "critic_coef": 0.5}, vanilla_ppo={"label_coef": 1.0})  # fmt: skip

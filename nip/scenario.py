@@ -293,7 +293,10 @@ def build_stages(hyper_params, settings: ExperimentSettings | None = None, datas
         yield "embeddings", {"training data": train, "test data": test}
     yield "shared models", (shared := scenario.share_models(agents))
     combined = combine_agents(scenario, protocol, spaces, agents)
-    for module in combined.values():
+    parts = (
+        part for agent in agents.values() for part in agent.parts.values()
+    )  # Some are run by their trainer alone
+    for module in (*combined.values(), *parts):
         module.to(settings.device).eval()
     yield "combined parts", combined
     num_envs = trainer_class.num_environments(hyper_params, protocol, train)

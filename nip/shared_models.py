@@ -219,6 +219,8 @@ def _tuner(agent: str, params: PureTextAgentParameters, settings, tuners: dict[s
     if provider not in tuners and provider not in fine_tuners:
         why = "has no fine-tuning (set `freeze_agent`)"
         raise ParameterError(f"agents.{agent}.model_provider", provider, why, fine_tuners)
-    if provider not in tuners:
-        tuners[provider] = fine_tuners[provider](settings)
-    return tuners[provider]
+    there = {} if params.use_dummy_api or params.base_url is None else {"base_url": params.base_url}
+    place = (provider, params.base_url) if there and provider not in tuners else provider
+    if place not in tuners:
+        tuners[place] = fine_tuners[provider](settings, **there)
+    return tuners[place]

@@ -32,6 +32,9 @@ class PureTextAgentParameters(AgentParameters):
     model_provider: str = param("OpenAI", choices=chat_models)  # Who runs the model
     model_name: str = "gpt-4o-mini-2024-07-18"  # Its name there
     base_url: str | None = None  # Address of an endpoint that speaks as OpenAI's does; None: the provider's
+    dtype: str | None = param(
+        None, choices=(None, "float32", "bfloat16")
+    )  # Numbers of a local model; None: float32 on a processor, else as they are stored
     use_dummy_api: bool = False  # Answer at random, without a model
     shared_model_group: str | None = None  # Agents of one group share a model and are fine-tuned together
     temperature: float | None = param(None, ge=0)  # Of sampling; None: the provider's

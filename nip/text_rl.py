@@ -169,6 +169,7 @@ class TextRlTrainer(Trainer):
 
     def __init__(self, instance, run=None):
         super().__init__(instance, run)
+        self.settings.stop_request = self.stop  # whoever waits for a job hears of it, too
         self.model_groups, self.files = instance.shared_model_groups or {}, {}
         self.stage, self.jobs_begun = (
             0,

@@ -76,7 +76,7 @@ def connect(self: TextScenario, agent: str, name: str) -> ChatModel:
     "The model `name` of the provider of `agent`, the same one each time"
     p = self.hyper_params.agents[agent]
     if (agent, name) not in self.models:
-        options = {} if p.base_url is None else {"base_url": p.base_url}
+        options = {k: v for k in ("base_url", "dtype") if (v := getattr(p, k)) is not None}
         self.models[agent, name] = build_chat(
             p.model_provider, name, self.settings, agent, self.ledger, **options
         )

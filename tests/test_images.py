@@ -11,7 +11,14 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from nip import HyperParameters, ParameterError, build_scenario_instance, resume_experiment, run_experiment
+from nip import (
+    HyperParameters,
+    ParameterError,
+    build_scenario_instance,
+    evaluate,
+    resume_experiment,
+    run_experiment,
+)
 from nip.data import DatasetParameters
 from nip.image_data import image_sources, load_pictures
 from nip.parameters import protocol_handlers, trainers
@@ -75,7 +82,14 @@ def one_table(path):
     return path
 
 
-SOURCES = {"image folder": image_folder, "bare image folder": partial(image_folder, splits=("",)), "parquet": parquet_of_bytes,
+def parquet_folder(path):
+    path.mkdir()
+    table(9).to_parquet(path / "train-0.parquet")
+    table(6).to_parquet(path / "test-0.parquet")
+    return path
+
+
+SOURCES = {"image folder": image_folder, "bare image folder": partial(image_folder, splits=("",)), "parquet": parquet_of_bytes, "parquet folder": parquet_folder,
            "dict on disk": saved, "table on disk": one_table}  # fmt: skip
 
 
@@ -384,6 +398,15 @@ def test_embeddings_are_made_once(saved_model, monkeypatch):
     play(hyper_params)
     build_scenario_instance(hyper_params.replace({"dataset_options.max_train_size": 10}), settings)
     assert len(shown) == 5
+
+
+def test_a_run_with_embeddings_is_evaluated_from_its_folder(saved_model, tmp_path):
+    hyper_params = tiny(**{"agents.prover.pretrained_embeddings_model": f"transformers:{saved_model}"})
+    run_experiment(hyper_params, run_store=tmp_path, run_id="seen", tqdm_func=quiet)
+    found = evaluate(
+        "seen", run_store=tmp_path, passes=1, attack_iterations=1, attack_frames=16, progress=quiet
+    )
+    assert 0 <= found["soundness_attacked"].value <= 1 and found["accuracy"].n == 40
 
 
 def test_embeddings_matter(saved_model):

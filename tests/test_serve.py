@@ -34,12 +34,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def served(folder, *options, key="secret"):
+def served(folder, *options, key="secret", model="tiny"):
     "A server in a process of its own, and a client"
-    model_path("tiny")  # made here, so that the server starts at once
+    model_path(model)  # made here, so that the server starts at once
     port = free_port()
     nip = str(Path(sys.executable).with_name("nip"))
-    command = [nip, "serve", "tiny", "--port", str(port), "--folder", str(folder), "--api-key", key]
+    command = [nip, "serve", model, "--port", str(port), "--folder", str(folder), "--api-key", key]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [*command, *options], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
