@@ -118,7 +118,7 @@ def replies_text(game: TextGame, agent: str) -> str:
         f"Asked in round {t['round']}: {t['prompt'][-1]['content']}\nReply: {t['reply']}" for t in mine
     )
 
-
+# %% ../nbs/97d_analysers.ipynb #c008splaces
 def places_of(analyser: RolloutAnalyser, game: TextGame, agent: str) -> Iterator[str]:
     "Channels in which there is something to ask about; replies are of no channel"
     turns = game.record["turns"]
@@ -180,7 +180,7 @@ def made_up_judge() -> ScriptedModel:
         "made up", lambda r: random.Random(derive_seed(0, r.key("made up"))).choice(["yes", "no"])
     )
 
-
+# %% ../nbs/97d_analysers.ipynb #c013sjudge
 def judge(chat: ChatModel, asked: list[Query], file: RecordFile, bar) -> None:
     "Put questions to a judge, and write down what it says"
     for attempt in range(NUM_TRIES):
@@ -227,7 +227,7 @@ def check_analysers(names: Iterable[str], rules: Rules) -> None:
         why = "is a protocol of anonymous provers: nobody is to know who has said what"
         raise ParameterError("interaction_protocol", rules.scenario.hyper_params.interaction_protocol, why)
 
-
+# %% ../nbs/97d_analysers.ipynb #c014sjudge
 def judge_of(
     run: Run, model: str | ChatModel, provider: str, settings: ExperimentSettings, dry_run: bool
 ) -> Chat:

@@ -49,7 +49,7 @@ def staged(
     empty = [Turn(r, protocol.agent_names[a], protocol.message_channel_names[c], "") for r, a, c in said]
     return Transcript(tuple(turn._replace(text=text(protocol, turn)) for turn in empty))
 
-
+# %% ../nbs/97f_foretold.ipynb #c005sprompt
 def prompts_of(
     speaker: Speaker,
     instance: Mapping[str, str],
@@ -157,7 +157,7 @@ class AgentPrice:
     written: float  # Tokens, of all calls
     dollars: float  # NaN: nobody knows
 
-
+# %% ../nbs/97f_foretold.ipynb #c013sprice
 @dataclass
 class Price:
     "What a run will cost, at most"
@@ -217,7 +217,7 @@ def rates(params, is_tuned: bool) -> tuple[float, float] | None:
     price = chat_model(params.model_provider, params.model_name).price
     return (price_of(f"ft:{params.model_name}") or price) if is_tuned and any(price or (1,)) else price
 
-
+# %% ../nbs/97f_foretold.ipynb #c014sprice
 def price_of_agent(scenario, protocol, agent: str, instances, games: tuple[int, int]) -> AgentPrice:
     "What `agent` will cost"
     hp, params = scenario.hyper_params, scenario.hyper_params.agents[agent]
@@ -231,7 +231,7 @@ def price_of_agent(scenario, protocol, agent: str, instances, games: tuple[int, 
     dollars = cost(rates(params, is_tuned), read, written)
     return AgentPrice(agent, f"{params.model_name} of {params.model_provider}", calls, read, written, dollars)
 
-
+# %% ../nbs/97f_foretold.ipynb #c014spricesprice
 def price(
     hyper_params: HyperParameters,
     settings: ExperimentSettings | None = None,

@@ -233,8 +233,9 @@ def push(
         told.log(step, metrics.dropna().to_dict())
     if (step := self.latest_checkpoint()) is not None:
         told.keep("checkpoint", self.dir / "checkpoints" / f"{step:06d}")
-    for kind, suffix in (("rollouts", "safetensors"), ("transcripts", "json")):
-        for path in sorted((self.dir / "rollouts").glob(f"*.{suffix}")):
+    games = {"rollouts/*.safetensors": "rollouts", "rollouts/*.jsonl": "rollouts", "rollouts/*.json": "transcripts", "transcripts/*": "transcripts"}  # fmt: skip
+    for pattern, kind in games.items():
+        for path in sorted(self.dir.glob(pattern)):
             told.keep(kind, path)
     told.finish(self.status, (self.read("result") or {}).get("metrics", {}))
 

@@ -116,7 +116,7 @@ def play(self: TextSitting) -> None:
     self.over = bool(after["done"].flatten()[0])
     self.state = after.exclude(("agents", "reward"))
 
-
+# %% ../nbs/97e_text_seats.ipynb #c008sasked
 @patch(as_prop=True)
 def asked(self: TextSitting) -> Asked | None:
     "What the person is told now, and how a reply is read; None where it is not the person's turn"
@@ -164,7 +164,7 @@ def reply(self: TextSitting, said: Mapping[str, str], verdict: str | None) -> st
         )
     return typed
 
-
+# %% ../nbs/97e_text_seats.ipynb #c010smove
 @patch
 def move(
     self: TextSitting,
@@ -197,7 +197,7 @@ def view(self: TextSitting) -> str:
     about = f"<details open><summary>instance {game.record['id']}</summary>{game.instance()}</details>"
     return boxed(label + about + game.table(self.seat) + task)
 
-
+# %% ../nbs/97e_text_seats.ipynb #c011skeep
 @patch
 def keep(self: TextSitting) -> str:
     "Keep the game with the run; where. The record says who was a person, and what they knew"

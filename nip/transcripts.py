@@ -90,7 +90,7 @@ class Rules:
         scenario = scenarios[hyper_params.scenario](hyper_params, ExperimentSettings())
         return cls(build_protocol_handler(hyper_params), scenario)
 
-
+# %% ../nbs/97c_transcripts.ipynb #c011stextga
 class TextGame:
     "A game of words, to be read"
 
@@ -189,7 +189,7 @@ def decided(turn: Mapping[str, Any]) -> str:
         else turn["decision"] + ("" if turn["grade"] is None else f" ({turn['grade']:g})")
     )
 
-
+# %% ../nbs/97c_transcripts.ipynb #c017sbehind
 @patch
 def behind(self: TextGame, turn: Mapping[str, Any]) -> str:
     "What there is behind a turn, as HTML: what the model was told and what it wrote, folded"
@@ -206,7 +206,7 @@ def behind(self: TextGame, turn: Mapping[str, Any]) -> str:
     quiet = f"<p class='nip-quiet'>{tokens}</p>" if turn["prompt_tokens"] else ""
     return f"<details><summary>{summary}</summary>{told}{reply}{quiet}</details>"
 
-
+# %% ../nbs/97c_transcripts.ipynb #c017sbehindstable
 @patch
 def table(self: TextGame, agent: str | None = None) -> str:
     "Rounds below each other, channels side by side, as HTML"
@@ -291,7 +291,7 @@ def places(nodes: list[Mapping[str, Any]]) -> dict[int, tuple[float, int]]:
     place(-1, 0)
     return at
 
-
+# %% ../nbs/97c_transcripts.ipynb #c027sdraw_t
 @patch
 def draw_tree(self: TextGame, figure, agent: str, chosen: int | None = None) -> None:
     "The tree on a matplotlib figure, in colours of what answers are worth to `agent`"
@@ -348,7 +348,7 @@ def at(self: TextGame, node: int) -> TextGame:
         f"{self.name} node {node}".strip(),
     )
 
-
+# %% ../nbs/97c_transcripts.ipynb #c028sline
 @patch
 def line(self: TextGame, node: Mapping[str, Any]) -> str:
     "A node in a line, as HTML"
@@ -371,7 +371,7 @@ def opened(self: TextGame) -> str:
 
     return "".join(map(branch, children.get(-1, ())))
 
-
+# %% ../nbs/97c_transcripts.ipynb #c028slinestree
 @patch
 def tree(self: TextGame, agent: str = "verifier", chosen: int | None = None) -> str:
     "The tree, drawn and to be opened, as HTML"
@@ -400,7 +400,7 @@ def is_chosen(game: TextGame, ending: str | None, label: str | None, rewards: li
     texts = [*r["instance"].values(), *(t["reply"] for t in r["turns"])]
     return not text or any(text.lower() in t.lower() for t in texts)
 
-
+# %% ../nbs/97c_transcripts.ipynb #c033sselect
 def select_games(
     games: Iterable[TextGame],
     ending: str | None = None,  # right, wrong or undecided
@@ -584,7 +584,7 @@ def step(self: TranscriptBrowser, by: int) -> None:
     if self.games:
         self.which.value = (self.which.value + by) % len(self.games)
 
-
+# %% ../nbs/97c_transcripts.ipynb #c043sturn_t
 @patch
 def turn_to(self: TranscriptBrowser) -> None:
     "Another game: another tree, if it has one"

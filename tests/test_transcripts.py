@@ -30,7 +30,7 @@ from nip.settings import ExperimentSettings
 from nip.spending import SpendingLimitReached
 from nip.text_games import deals, play_games
 from nip.text_seats import TextSitting
-from nip.tracking import RunStore
+from nip.tracking import RunStore, Tracker, register_tracker, trackers
 from nip.trainer import StopRequest
 from nip.transcripts import ENDINGS, Lines, Rules, TextGame, kept_games, places
 
@@ -229,6 +229,21 @@ def test_a_judge_keeps_to_its_limit(run):
 def test_an_analysis_of_nothing_can_be_shown():
     nothing = Analysis([])
     assert nothing._repr_html_() and repr(nothing) and nothing.plot() is not None
+
+
+def test_games_of_words_are_told_to_trackers(run):
+    told = []
+
+    @register_tracker("listener")
+    class Listener(Tracker):
+        def keep(self, kind, path):
+            told.append((kind, path.name))
+
+    try:
+        run.push("listener")
+    finally:
+        trackers._entries.pop("listener")
+    assert {("rollouts", "test.jsonl"), ("transcripts", "test.yaml")} <= set(told)
 
 
 def test_from_a_terminal(run, monkeypatch, capsys):
