@@ -29,11 +29,29 @@ from .registry import html_table
 from .settings import ExperimentSettings, derive_seed, seeded
 
 # %% auto #0
-__all__ = ['PART_MAKERS', 'RANDOM_PARTS', 'Scenario', 'register_scenario', 'build_agent', 'ScenarioInstance', 'build_dataset',
-           'build_datasets', 'build_message_spaces', 'build_environments', 'combine_agents', 'stage_names',
-           'build_stages', 'build_scenario_instance']
+__all__ = ['PART_MAKERS', 'RANDOM_PARTS', 'check_choices', 'Scenario', 'register_scenario', 'build_agent', 'ScenarioInstance',
+           'build_dataset', 'build_datasets', 'build_message_spaces', 'build_environments', 'combine_agents',
+           'stage_names', 'build_stages', 'build_scenario_instance']
 
 # %% ../nbs/81_scenario.ipynb #c005
+def check_choices(scenario: type, hyper_params) -> None:
+    "Raise `ParameterError` for a choice that is none in this scenario"
+    name, trainer = hyper_params.scenario, hyper_params.trainer
+    offered = {
+        "test_dataset_split": scenario.test_splits,
+        "protocol_common.verdict_scale": scenario.verdict_scales,
+    }
+    for path, valid in offered.items():
+        if hyper_params.get(path) not in valid:
+            raise ParameterError(
+                path, hyper_params.get(path), f"is not possible in the scenario {name!r}", list(valid)
+            )
+    makes = lambda t: set(getattr(t, "part_names", lambda hp: ())(hyper_params)) <= set(scenario.part_kinds)
+    if not makes(trainers[trainer]):
+        why = f"does not train agents of the scenario {name!r}"
+        raise ParameterError("trainer", trainer, why, [n for n, t in trainers.items() if makes(t)])
+
+# %% ../nbs/81_scenario.ipynb #c007
 class Scenario:
     "A task: data, message space, and how the parts of an agent are made"
 
@@ -59,27 +77,12 @@ class Scenario:
     @classmethod
     def check_parameters(cls, hyper_params) -> None:
         "Raise `ParameterError` for what this scenario cannot do"
-        cls.check_choices(hyper_params)
+        check_choices(cls, hyper_params)
         check_sources(hyper_params)
         for agent, params in hyper_params.agents.items():
             if getattr(params, "use_manual_architecture", False) and not cls.manual_parts:
                 why = f"is not possible: {hyper_params.scenario!r} has no hand-written agents"
                 raise ParameterError(f"agents.{agent}.use_manual_architecture", True, why, [False])
-
-    @classmethod
-    def check_choices(cls, hyper_params) -> None:
-        "Raise `ParameterError` for a choice that is none in this scenario"
-        name, trainer = hyper_params.scenario, hyper_params.trainer
-        offered = {"test_dataset_split": cls.test_splits, "protocol_common.verdict_scale": cls.verdict_scales}
-        for path, valid in offered.items():
-            if hyper_params.get(path) not in valid:
-                raise ParameterError(
-                    path, hyper_params.get(path), f"is not possible in the scenario {name!r}", list(valid)
-                )
-        makes = lambda t: set(getattr(t, "part_names", lambda hp: ())(hyper_params)) <= set(cls.part_kinds)
-        if not makes(trainers[trainer]):
-            why = f"does not train agents of the scenario {name!r}"
-            raise ParameterError("trainer", trainer, why, [n for n, t in trainers.items() if makes(t)])
 
     @classmethod
     def dataset_names(cls) -> list[str]:
@@ -145,7 +148,7 @@ def register_scenario(name: str):
     "Class decorator: make a scenario available as `scenario=name`"
     return scenarios.register(name)
 
-# %% ../nbs/81_scenario.ipynb #c007
+# %% ../nbs/81_scenario.ipynb #c009
 PART_MAKERS = {"body": "make_body", "policy_head": "make_policy_head", "value_body": "make_body", "value_head": "make_value_head",
                "solo_head": "make_solo_head", "whole": "make_whole"}  # fmt: skip
 RANDOM_PARTS = {
@@ -177,7 +180,7 @@ def build_agent(
             )
     return Agent(name, p, **parts)
 
-# %% ../nbs/81_scenario.ipynb #c009
+# %% ../nbs/81_scenario.ipynb #c011
 @dataclass
 class ScenarioInstance:
     "All components of an experiment"
@@ -205,7 +208,7 @@ class ScenarioInstance:
         for a, agent in self.agents.items():
             agent.load_state_dict(below(state, a))
 
-# %% ../nbs/81_scenario.ipynb #c010
+# %% ../nbs/81_scenario.ipynb #c012
 def build_dataset(scenario: Scenario, split: str) -> Dataset:
     "The data of `split`, on the device if the settings say so"
     dataset, settings = scenario.load_dataset(split), scenario.settings
@@ -255,7 +258,7 @@ def combine_agents(scenario, protocol, spaces, agents: dict[str, Agent]) -> dict
               "value_head": lambda: CombinedValueHead(part("value_head"), protocol, suffix)}  # fmt: skip
     return {name: make() for name, make in makers.items() if name in first}
 
-# %% ../nbs/81_scenario.ipynb #c012
+# %% ../nbs/81_scenario.ipynb #c014
 def stage_names(hyper_params) -> list[str]:
     "What `build_stages` will give out, in order"
     names = build_protocol_handler(hyper_params).agent_names
@@ -304,7 +307,7 @@ def build_stages(hyper_params, settings: ExperimentSettings | None = None, datas
     yield "environments", environments
     yield "instance", ScenarioInstance(hyper_params, settings, scenario, protocol, train, test, spaces, agents, *environments, combined, shared)  # fmt: skip
 
-# %% ../nbs/81_scenario.ipynb #c014
+# %% ../nbs/81_scenario.ipynb #c016
 def build_scenario_instance(
     hyper_params, settings: ExperimentSettings | None = None, datasets=None
 ) -> ScenarioInstance:
@@ -312,7 +315,7 @@ def build_scenario_instance(
     *_, (_, instance) = build_stages(hyper_params, settings, datasets)
     return instance
 
-# %% ../nbs/81_scenario.ipynb #c016
+# %% ../nbs/81_scenario.ipynb #c018
 @patch(as_prop=True)
 def tensor_parts(self: ScenarioInstance) -> dict[str, torch.nn.Module]:
     "Combined parts through which tensors flow; through language models, words do"
