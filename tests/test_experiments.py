@@ -15,6 +15,7 @@ from tqdm import tqdm
 from nip import HyperParameters, RunStore, build_scenario_instance, preset, run_experiment
 from nip.parameters import ParameterError, protocol_handlers, trainers
 from nip.stackelberg import ihvp_solvers, spg_variants
+from nip.text_rl import TextRlTrainer
 from nip.trainer import TrainingError
 
 TINY = {"dataset": "test", "rl.num_iterations": 2, "rl.num_test_iterations": 1, "rl.frames_per_batch": 80}
@@ -79,10 +80,13 @@ def test_another_seed_gives_other_numbers(tmp_path):
     )
 
 
-PROTOCOLS, TRAINERS = (
+PROTOCOLS, ALL_TRAINERS = (
     sorted(name for name, cls in registry.items() if cls.__module__.startswith("nip."))
     for registry in (protocol_handlers, trainers)
 )
+TRAINERS = [
+    name for name in ALL_TRAINERS if not issubclass(trainers[name], TextRlTrainer)
+]  # Those of words: test_words
 
 
 def play(hyper_params) -> dict[str, float]:
@@ -112,6 +116,7 @@ def test_the_matrix_covers_the_registries():
         PROTOCOLS
     )
     assert {"vanilla_ppo", "reinforce", "spg", "solo_agent"} <= set(TRAINERS)
+    assert set(ALL_TRAINERS) - set(TRAINERS) == {"pure_text_ei", "pure_text_malt"}
 
 
 VARIANTS = {
