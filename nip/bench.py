@@ -99,7 +99,13 @@ def peak_memory_mb(device: str) -> float:
 # %% ../nbs/97_bench.ipynb #text2
 def text_rollouts_per_second(games: int = 200, protocol: str = "nip") -> float:
     "Games of words per CPU second, on programs to be judged, with replies that are made up"
-    hp = HyperParameters("code_validation", "pure_text_ei", "human_eval", protocol, agents={"_default": {"use_dummy_api": True}})
+    hp = HyperParameters(
+        "code_validation",
+        "pure_text_ei",
+        "human_eval",
+        protocol,
+        agents={"_default": {"use_dummy_api": True}},
+    )
     instance = build_scenario_instance(hp, ExperimentSettings())
     env, watch = instance.train_environment, Stopwatch("cpu")
     play = lambda n: list(play_games(instance, env, deals(0, "bench", n, games, len(env.dataset))))

@@ -41,7 +41,11 @@ def row(records: list[dict[str, Any]]) -> dict[str, Any]:
 def rows(folder: Path) -> dict[str, dict[str, Any]]:
     "Rows for the tests of a run and for the games of its iterations, in order, from its folder"
     files = {path.stem: path for path in sorted((folder / "rollouts").glob("*.jsonl"))}
-    named = {"test-000000": "test, before"} | {f"{i:06d}": f"iteration {i}" for i in range(len(files))} | {"test": "test, after"}
+    named = (
+        {"test-000000": "test, before"}
+        | {f"{i:06d}": f"iteration {i}" for i in range(len(files))}
+        | {"test": "test, after"}
+    )
     return {title: row(RecordFile(files[name]).in_order) for name, title in named.items() if name in files}
 
 
