@@ -16,9 +16,10 @@ import torch
 from .parameters import HyperParameters, trainers
 from .scenario import build_scenario_instance
 from .settings import ExperimentSettings
+from .text_games import deals, play_games
 
 # %% auto #0
-__all__ = ['workload', 'Stopwatch', 'import_seconds', 'measure', 'peak_memory_mb', 'table', 'main']
+__all__ = ['workload', 'Stopwatch', 'import_seconds', 'measure', 'peak_memory_mb', 'text_rollouts_per_second', 'table', 'main']
 
 # %% ../nbs/97_bench.ipynb #c004
 def workload(name: str = "S") -> HyperParameters:
@@ -95,6 +96,23 @@ def peak_memory_mb(device: str) -> float:
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
+# %% ../nbs/97_bench.ipynb #text2
+def text_rollouts_per_second(games: int = 200, protocol: str = "nip") -> float:
+    "Games of words per CPU second, on programs to be judged, with replies that are made up"
+    hp = HyperParameters(
+        "code_validation",
+        "pure_text_ei",
+        "human_eval",
+        protocol,
+        agents={"_default": {"use_dummy_api": True}},
+    )
+    instance = build_scenario_instance(hp, ExperimentSettings())
+    env, watch = instance.train_environment, Stopwatch("cpu")
+    play = lambda n: list(play_games(instance, env, deals(0, "bench", n, games, len(env.dataset))))
+    play(0)
+    watch.time("text", play, 1)
+    return games / watch.seconds["text"]
+
 # %% ../nbs/97_bench.ipynb #c008
 def table(figures: dict[str, float]) -> str:
     return "\n".join(f"{k.replace('_', ' '):32}{v:12,.3f}" for k, v in figures.items())
@@ -102,7 +120,8 @@ def table(figures: dict[str, float]) -> str:
 
 def main(args) -> int:
     figures = measure(args.workload, args.iterations, args.device, args.threads) | {
-        "import_seconds": import_seconds()
+        "text_rollouts_per_second": text_rollouts_per_second(),
+        "import_seconds": import_seconds(),
     }
     print(
         f"workload {args.workload}, {args.device}, {args.threads} thread(s), {args.iterations} iterations\n\n{table(figures)}\n\n{json.dumps(figures)}"

@@ -298,11 +298,11 @@ def even_numbers_quick() -> HyperParameters:
 
 @presets.register("even_numbers_malt")
 def even_numbers_malt() -> HyperParameters:
-    "The same by preferences: trees of answers, and a verifier who learns which of two was better"
+    "The same by preferences: an iteration of imitation, and then the verifier learns which of two answers was better"
     return even_numbers_quick().replace(
-        {"trainer": "pure_text_malt", "agents.prover.freeze_agent": True, "agents.verifier.fine_tune_from_scratch": False,
-         "rl.rollouts_per_iteration": 64, "pure_text_malt.num_responses_per_timestep": 4,
-         "fine_tuning.num_epochs": 6, "fine_tuning.learning_rate": 2e-3, "text_rl.fine_tune_on_all_previous_rollouts": False})  # fmt: skip
+        {"trainer": "pure_text_malt", "agents.verifier": TINY | {"fine_tune_from_scratch": False}, "agents._default.freeze_agent": True,
+         "rl.rollouts_per_iteration": 96, "text_rl.fine_tune_on_all_previous_rollouts": False, "pure_text_malt.num_warm_up_iterations": 1,
+         "fine_tuning": {"num_epochs": 3, "learning_rate_multiplier": 5.0, "dpo_beta": 0.5}})  # fmt: skip
 
 # %% ../nbs/98_run.ipynb #words4
 SMALL = dict(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from .local_models import model_path
 from .parameters import HyperParameters
 from .run import Result, preset, run_experiment
 from .statistics import confidence_interval, mean
+from .text_games import RecordFile
 from .text_rl import transcripts
 
 # %% auto #0
@@ -25,30 +27,26 @@ def row(records: list[dict[str, Any]]) -> dict[str, Any]:
     "What there is to say of some games"
     right = torch.tensor([float(r["verdict"] == r["label"]) for r in records])
     low, high = confidence_interval(right, torch.tensor([r["id"] for r in records]))
-    turns = [t for r in records for t in r["turns"]]
-    wanted = [t for t in turns if t["agent"] != "verifier"]
+    turns = [(r, t) for r in records for t in r["turns"]]
+    kept = [t["is_valid"] and not (t is r["turns"][-1] and r["verdict"] is None) for r, t in turns]
     share = lambda values: mean(torch.tensor([float(v) for v in values])) if values else float("nan")
     return {
         "games": len(records), "right": share(right.tolist()), "interval": (low, high),
-        "undecided": share([r["verdict"] is None for r in records]), "format kept": share([t["is_valid"] for t in turns]),
+        "undecided": share([r["verdict"] is None for r in records]), "format kept": share(kept),
         "accepted": share([r["verdict"] == "accept" for r in records]),
-        "words": share([sum(len(text.split()) for text in t["said"].values()) for t in wanted]),
+        "words": share([sum(len(text.split()) for text in t["said"].values()) for _, t in turns if t["agent"] != "verifier"]),
     }  # fmt: skip
 
 # %% ../nbs/98j_words_demo.ipynb #c006
-def rows(result: Result) -> dict[str, dict[str, Any]]:
-    "Rows for the tests of a run and for the games of its iterations, in order"
-    files = {path.stem: path for path in sorted((result.run_dir / "rollouts").glob("*.jsonl"))}
+def rows(folder: Path) -> dict[str, dict[str, Any]]:
+    "Rows for the tests of a run and for the games of its iterations, in order, from its folder"
+    files = {path.stem: path for path in sorted((folder / "rollouts").glob("*.jsonl"))}
     named = (
         {"test-000000": "test, before"}
         | {f"{i:06d}": f"iteration {i}" for i in range(len(files))}
         | {"test": "test, after"}
     )
-    return {
-        title: row(result.trainer.record_file(name).in_order)
-        for name, title in named.items()
-        if name in files
-    }
+    return {title: row(RecordFile(files[name]).in_order) for name, title in named.items() if name in files}
 
 
 def words_table(found: dict[str, dict[str, Any]]) -> str:
@@ -115,7 +113,7 @@ def story(result: Result, seconds: float) -> str:
     read, written = (int(total[f"{kind}_tokens"]) for kind in ("prompt", "completion"))
     models = {name: group.model for name, group in result.trainer.model_groups.items()}
     return "\n".join(
-        [words_table(rows(result)), f"\nOne game before:\n{before}\nand after:\n{after}",
+        [words_table(rows(result.run_dir)), f"\nOne game before:\n{before}\nand after:\n{after}",
          f"{read:,} tokens read and {written:,} written in {seconds:.0f} s, fine-tuning included: {(read + written) / seconds:.0f} a second",
          *(f"model of {name + ':':14} {model}" for name, model in models.items()), f"run folder:     {result.run_dir}"]
     )  # fmt: skip

@@ -1,6 +1,5 @@
 """Models of words that are trained for good: in this process, in processes of their own, and behind a server that speaks as OpenAI's does."""
 
-import json
 from functools import partial
 
 import pytest
@@ -209,23 +208,26 @@ def test_a_run_that_is_stopped_in_a_real_job_ends_with_the_same_metrics(tmp_path
 def test_models_behind_a_server_learn_by_the_client_of_openai(name, tmp_path, monkeypatch):
     model_path("tiny-even-numbers")  # made before the server starts
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    hp = preset(name).replace(
-        {"rl.num_iterations": 1, "rl.rollouts_per_iteration": 64, "agents.prover.freeze_agent": True}
-    )
-    with served(
-        tmp_path / "served",
-        "--set",
-        f"learning_rate={hp.fine_tuning.learning_rate}",
-        model="tiny-even-numbers",
-    ) as (_, client):
+    small = {
+        "rl.num_iterations": 1,
+        "rl.rollouts_per_iteration": 64,
+        "fine_tuning.learning_rate": None,
+        "fine_tuning.learning_rate_multiplier": None,
+    }
+    hp = preset(name).replace(small | {"agents.prover.freeze_agent": True})
+    if name == "even_numbers_malt":
+        hp = hp.replace({"pure_text_malt.num_warm_up_iterations": 0})
+    rate = {"even_numbers_quick": 1e-2, "even_numbers_malt": 1e-3}[name]
+    with served(tmp_path / "served", "--set", f"learning_rate={rate}", model="tiny-even-numbers") as (
+        _,
+        client,
+    ):
         there = {"model_provider": "OpenAI", "base_url": str(client.base_url)}
-        hp = hp.replace(
-            {f"agents._default.{k}": v for k, v in there.items()} | {"fine_tuning.learning_rate": None}
-        )
+        hp = hp.replace({f"agents.{a}.{k}": v for a in ("prover", "verifier") for k, v in there.items()})
         result = run(hp, run_store=tmp_path, response_cache="off")
         known = [model.id for model in client.models.list().data]
     model = result.trainer.model_groups["verifier"].model
     assert result.status == "finished" and model in known and model != "tiny-even-numbers"
-    assert json.loads((result.run_dir / "usage.json").read_text())["total"]["calls"] > 0
+    assert result.scenario_instance.scenario.ledger.total["calls"] > 0
     if name == "even_numbers_quick":
         assert result.metrics["test_mean_accuracy"] > 0.7
