@@ -128,11 +128,12 @@ def demo_words(args) -> int:
     }
     hyper_params = hyper_params.replace({name: value for name, value in changes.items() if value is not None})
     rl, begun = hyper_params.rl, time.perf_counter()
+    threads = torch.get_num_threads() if args.game == "code" else 1  # More are slower for a tiny model
     print(
         f"\n== {hyper_params.dataset}, {hyper_params.interaction_protocol}: {rl.num_iterations} iterations of {rl.rollouts_per_iteration} games",
         flush=True,
     )
-    result = run_experiment(hyper_params, device=args.device, num_threads=torch.get_num_threads())
+    result = run_experiment(hyper_params, device=args.device, num_threads=threads)
     if result.status != "finished":
         print(f"{result.status}: {result.run_dir} (go on: nip resume {result.run.id})")
         return 130
