@@ -244,8 +244,8 @@ def test_parameters_are_checked_first():
     with pytest.raises(ParameterError, match="needs a CUDA device"):
         build_shared_model_groups(agents, FineTuningParameters(lora={"quantization": "8bit"}))
     with pytest.raises(ParameterError, match="has no fine-tuning"):
-        build_shared_model_groups({"prover": PureTextAgentParameters(model_provider="nobody")})
-    frozen = {"prover": PureTextAgentParameters(model_provider="nobody", freeze_agent=True)}
+        build_shared_model_groups({"prover": PureTextAgentParameters(model_provider="Ollama")})
+    frozen = {"prover": PureTextAgentParameters(model_provider="Ollama", freeze_agent=True)}
     assert build_shared_model_groups(frozen)["prover"].frozen
 
 

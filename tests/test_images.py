@@ -24,6 +24,7 @@ from nip.image_data import image_sources, load_pictures
 from nip.parameters import protocol_handlers, trainers
 from nip.pretrained import PretrainedModel, embedding_key, pretrained_models, register_pretrained_model
 from nip.settings import ExperimentSettings
+from nip.text_rl import TextRlTrainer
 
 quiet = partial(tqdm, disable=True)
 COLOURS = {"blue": (0, 0, 255), "red": (255, 0, 0), "yellow": (255, 255, 0)}
@@ -246,10 +247,11 @@ def test_one_cache_for_all_tasks(tmp_path):
     assert len(reads) == 4  # another size
 
 
-PROTOCOLS, TRAINERS = (
+PROTOCOLS, ALL_TRAINERS = (
     sorted(name for name, cls in registry.items() if cls.__module__.startswith("nip."))
     for registry in (protocol_handlers, trainers)
 )
+TRAINERS = [name for name in ALL_TRAINERS if not issubclass(trainers[name], TextRlTrainer)]
 
 
 def tiny(trainer="vanilla_ppo", **changes) -> HyperParameters:
