@@ -264,6 +264,15 @@ for _side in (
     _side.add_implicit_resolver("tag:yaml.org,2002:float", _number, list("-+.0123456789"))
 
 
+_line_ends = re.compile("[\x85\u2028\u2029]")  # of YAML, too: unless in quotes, they are read as blanks
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style='"' if _line_ends.search(text) else None
+    ),
+)
+
+
 def read_value(text: str) -> Any:
     "A plain value, written as YAML on one line, as on the command line: `1e-4`, `[7, 8]`, `{actor: 0.1}`"
     return yaml.load(text, Loader=_Loader)

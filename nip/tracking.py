@@ -553,7 +553,7 @@ class RunStore:
         partial.hold()
         for name, record in records.items():
             partial.write(name, record)
-        text = yaml.safe_dump(hyper_params, sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(hyper_params, sort_keys=False)
         atomic_write(partial.dir / "hyper_params.yaml", text)
         try:
             partial.dir.rename(self.root / run_id)

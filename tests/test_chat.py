@@ -359,7 +359,7 @@ def chat_at(url: str, path) -> Chat:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_killed_in_the_middle(number, tmp_path):
-    server = ChatServer(delay=0.03)
+    server = ChatServer(delay=0.15)
     code = KILLED.format(tests=str(Path(__file__).parent), path=str(tmp_path / "r.jsonl"), url=server.url)
     begin = lambda: subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
