@@ -185,10 +185,24 @@ def data_inject(args) -> int:
 # %% ../nbs/99_cli.ipynb #c014
 def show(args) -> int:
     "List what is registered"
-    from nip.parameters import parameter_groups, protocol_handlers, scenarios, trainers
+    from nip.analysers import rollout_analysers
+    from nip.parameters import chat_models, parameter_groups, protocol_handlers, scenarios, trainers
+    from nip.pretrained import pretrained_models
     from nip.run import presets
+    from nip.tracking import trackers
 
-    for registry in (scenarios, protocol_handlers, trainers, parameter_groups, presets):
+    shown = (
+        scenarios,
+        protocol_handlers,
+        trainers,
+        parameter_groups,
+        presets,
+        chat_models,
+        pretrained_models,
+        rollout_analysers,
+        trackers,
+    )
+    for registry in shown:
         print(f"{registry.kind}: {', '.join(registry.names())}")
     return 0
 
