@@ -391,16 +391,20 @@ def by_keyboard(page) -> None:
         page.keyboard.press("Tab")
         assert focused() == name
     page.keyboard.press("Space")
-    page.get_by_label("run_id", exact=True).wait_for()
-    for _ in range(3):  # Runs, Play, and the first field
+    name = page.get_by_label("run_id", exact=True)
+    name.wait_for()
+    for _ in range(30):  # Runs, Play, what can be gone on with, and the fields
         page.keyboard.press("Tab")
+        if name.evaluate("field => field === document.activeElement"):
+            break
     page.keyboard.type("typed")
+    assert name.input_value() == "typed"
     for _ in range(30):
         page.keyboard.press("Tab")
         if focused().strip() == "Train":
             break
     page.keyboard.press("Enter")
-    page.get_by_text("training typed · done").wait_for()
+    page.get_by_text("training typed · done").wait_for(timeout=60_000)
     button(page, "Assemble").focus()
     page.keyboard.press("Space")
     page.get_by_label("scenario").wait_for()

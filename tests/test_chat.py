@@ -345,7 +345,8 @@ def test_recorded_and_replayed_without_a_key(server, monkeypatch, tmp_path):
 
 
 KILLED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background, it is ignored
 sys.path.insert(0, {tests!r})
 from test_chat import *
 chat_at({url!r}, {path!r}).answer_all([ask(f"{{i}}") for i in range(60)])

@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 import uuid
 from functools import partial
 
@@ -64,7 +65,16 @@ def server(at_home, monkeypatch):
 
 
 def records(file) -> list:
-    "Of a `.wandb` file: blocks of 32 KiB after a header of 7 bytes, in them pieces with checksum, length and kind"
+    "Of a `.wandb` file, when the client's process has written its last"
+    end, found = time.monotonic() + 20, parsed(file)
+    while not any(r.HasField("exit") for r in found) and time.monotonic() < end:
+        time.sleep(0.1)
+        found = parsed(file)
+    return found
+
+
+def parsed(file) -> list:
+    "Of a `.wandb` file as it is: blocks of 32 KiB after a header of 7 bytes, in them pieces with checksum, length and kind"
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, found, whole, at = file.read_bytes(), [], b"", 7
