@@ -23,14 +23,13 @@ from .agents import below
 from .data import Dataset
 from .environment import MAX_EPISODE_SEED
 from .parameters import HyperParameters, ParameterError, Parameters, scenarios, trainers
-from .protocol import ACCEPT, NO_DECISION, REJECT, build_protocol_handler
+from .protocol import ACCEPT, REJECT, build_protocol_handler
 from .registry import html_table
-from .rollouts import VERDICTS
 from .run_store import find_run
 from .scenario import build_datasets, build_scenario_instance
 from .settings import ExperimentSettings, derive_seed, generator
 from .statistics import confidence_interval, per_instance
-from .text_games import RecordFile
+from .text_games import RecordFile, outcomes
 from .text_rl import TextRlTrainer
 from .tracking import Run, RunStore, atomic_write
 from .trainer import join_state
@@ -518,11 +517,7 @@ def recorded(run_or_result, run_store=None) -> tuple[Run | None, list[dict]] | N
 
 def of_records(run: Run | None, records: list[dict]) -> Evaluation:
     "What the records of games show"
-    number = {word: i for i, word in enumerate(VERDICTS)} | {None: NO_DECISION}
-    column = lambda name, value=int: torch.tensor([value(r[name]) for r in records])
-    games = Games(
-        column("verdict", number.get), column("label", number.get), column("id"), column("num_rounds")
-    )
+    games = Games(*outcomes(records))
     points, lengths = by_datapoint(games), per_instance(games.rounds, games.id)
     measures = verdict_measures(games) | worst_case(torch.tensor(points["accuracy"]))
     measures["mean_episode_length"] = Measure(lengths.mean().item(), n=len(lengths))

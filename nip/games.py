@@ -29,7 +29,7 @@ from .rollouts import VERDICTS, load_rollouts, save_rollouts
 from .scenario import build_stages
 from .settings import ExperimentSettings
 from .text_scenario import TextScenario
-from .text_seats import TextSitting, text_player
+from .text_seats import TextSitting, check_place, text_player
 from .tracking import Run, RunStore
 
 # %% auto #0
@@ -358,13 +358,7 @@ class Sitting:
             run,
         )
         self.protocol, self.spaces = self.instance.protocol_handler, self.instance.message_spaces
-        if seat not in self.protocol.agent_names:
-            raise ValueError(
-                f"seat {seat!r} is not at this table; there are {', '.join(self.protocol.agent_names)}"
-            )
-        size = len(self.instance.test_dataset)
-        if not isinstance(index, int) or not 0 <= index < size:
-            raise ValueError(f"index: the test data have instances 0 to {size - 1}, not {index!r}")
+        check_place(self.instance, seat, index)
         self.me, self.env = self.protocol.agent_names.index(seat), self.instance.test_environment
         trainer.sampler.generator.manual_seed(seed)
         self.state = self.env.start(torch.tensor([index]), torch.tensor([seed % MAX_EPISODE_SEED]))

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDictBase
+from torch import Tensor
 
 from .data import DataCycler
 from .environment import MAX_EPISODE_SEED, Environment
@@ -26,7 +27,7 @@ from .statistics import mean, std, verdict_statistics
 from .text_agents import Reply
 
 # %% auto #0
-__all__ = ['Deal', 'deals', 'turn_record', 'game_record', 'opened', 'play_games', 'RecordFile', 'game_statistics',
+__all__ = ['Deal', 'deals', 'turn_record', 'game_record', 'opened', 'play_games', 'RecordFile', 'outcomes', 'game_statistics',
            'agent_statistics']
 
 # %% ../nbs/91b_text_games.ipynb #c005
@@ -157,12 +158,16 @@ class RecordFile:
         return sorted(self.records, key=lambda record: record["game"])
 
 # %% ../nbs/91b_text_games.ipynb #c016
+def outcomes(records: list[dict[str, Any]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    "Verdict, label, id and number of rounds of each game: int `[game]`"
+    number = {word: i for i, word in enumerate(VERDICTS)} | {None: NO_DECISION}
+    column = lambda name, value=int: torch.tensor([value(r[name]) for r in records])
+    return column("verdict", number.get), column("label", number.get), column("id"), column("num_rounds")
+
+
 def game_statistics(records: list[dict[str, Any]]) -> dict[str, float]:
     "Statistics of games that were played"
-    number = {word: i for i, word in enumerate(VERDICTS)} | {None: NO_DECISION}
-    column = lambda name, value=lambda v: v: torch.tensor([value(r[name]) for r in records])
-    verdicts, labels, ids = column("verdict", number.get), column("label", number.get), column("id")
-    rounds = column("num_rounds").float()
+    verdicts, labels, ids, rounds = outcomes(records)
     stats = {"mean_episode_length": mean(rounds), "std_episode_length": std(rounds)} | verdict_statistics(
         verdicts, labels, ids
     )

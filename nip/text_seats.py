@@ -17,7 +17,7 @@ from .language_models import ChatModel, ChatReply, ChatRequest
 from .parameters import HyperParameters, trainers
 from .pictures import boxed
 from .prompts import Said
-from .scenario import build_scenario_instance
+from .scenario import ScenarioInstance, build_scenario_instance
 from .settings import ExperimentSettings, derive_seed
 from .spending import Ledger
 from .text_agents import Asked, TextAgent
@@ -27,7 +27,7 @@ from .trainer import join_state
 from .transcripts import Rules, TextGame, prose
 
 # %% auto #0
-__all__ = ['text_player', 'Keyboard', 'Person', 'TextSitting']
+__all__ = ['text_player', 'Keyboard', 'Person', 'check_place', 'TextSitting']
 
 # %% ../nbs/97e_text_seats.ipynb #c005
 def text_player(run: Run, **settings):  # Of `ExperimentSettings`
@@ -61,6 +61,15 @@ class Person(TextAgent):
         return ChatRequest(tuple(asked.messages))
 
 # %% ../nbs/97e_text_seats.ipynb #c007
+def check_place(instance: ScenarioInstance, seat: str, index: int) -> None:
+    "Raise `ValueError` for a seat that is not at the table, or an instance that is not in the test data"
+    names, size = instance.protocol_handler.agent_names, len(instance.test_dataset)
+    if seat not in names:
+        raise ValueError(f"seat {seat!r} is not at this table; there are {', '.join(names)}")
+    if not isinstance(index, int) or not 0 <= index < size:
+        raise ValueError(f"index: the test data have instances 0 to {size - 1}, not {index!r}")
+
+
 class TextSitting:
     "A game of words with a person in the seat of one agent"
 
@@ -75,13 +84,7 @@ class TextSitting:
     ):
         self.instance, self.seat, self.knows_label, self.run = trainer.instance, seat, knows_label, run
         self.protocol, self.env = self.instance.protocol_handler, self.instance.test_environment
-        if seat not in self.protocol.agent_names:
-            raise ValueError(
-                f"seat {seat!r} is not at this table; there are {', '.join(self.protocol.agent_names)}"
-            )
-        size = len(self.instance.test_dataset)
-        if not isinstance(index, int) or not 0 <= index < size:
-            raise ValueError(f"index: the test data have instances 0 to {size - 1}, not {index!r}")
+        check_place(self.instance, seat, index)
         agents = {name: agent.whole for name, agent in self.instance.agents.items()}
         self.person = Person(agents[seat])
         self.combined = CombinedWhole(agents | {seat: self.person}, self.protocol)
