@@ -11,13 +11,13 @@ import yaml
 from tqdm import tqdm
 
 from nip import HyperParameters, RunStore, prepare_experiment, preset, run_all, run_experiment
-from nip.agent_checkpoints import completed
-from nip.evaluation import player, trained
-from nip.parameters import ParameterError
-from nip.reproduction import reproduce
-from nip.run import resume_experiment
-from nip.settings import ExperimentSettings
-from nip.tracking import Tracker, trackers
+from nip.agents.checkpoints import completed
+from nip.analysis.playback import player, trained
+from nip.parameters.validation import ParameterError
+from nip.experiments.reproduction import reproduce
+from nip.experiments.run import resume_experiment
+from nip.parameters.settings import ExperimentSettings
+from nip.runs.trackers import Tracker, trackers
 
 FEW = {"rl.num_iterations": 3, "rl.rollouts_per_iteration": 48, "rl.minibatch_size": 48, "rl.num_test_iterations": 2,
        "rl.num_normalization_steps": 96, "solo_agent.num_epochs": 3}  # fmt: skip

@@ -6,13 +6,13 @@ from types import NoneType
 import pytest
 
 from nip import HyperParameters, run_experiment
-from nip.builder import LANGUAGES, Builder, hyper_params_from
-from nip.checked import ParameterError, convert
-from nip.form import Form, choices_of, example, members
-from nip.parameters import protocol_handlers, scenarios, trainers
-from nip.protocol import register_protocol_handler
-from nip.run import preset
-from nip.writing import classes, command_line, python_call, short_yaml
+from nip.builder.app import LANGUAGES, Builder, hyper_params_from
+from nip.parameters.validation import ParameterError, convert
+from nip.builder.form import Form, choices_of, example, members
+from nip.parameters.hyper_params import protocol_handlers, scenarios, trainers
+from nip.protocols.handler import register_protocol_handler
+from nip.experiments.presets import preset
+from nip.experiments.as_code import classes, command_line, python_call, short_yaml
 
 WORDS = [
     "",

@@ -10,36 +10,13 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
-from nip.bug_injection import (
-    BugInjectionParameters,
-    apps_problems,
-    choose_problems,
-    edit_distance,
-    inject_bugs,
-    read_reply,
-    testable_problems,
-)
-from nip.checked import ParameterError
-from nip.code_data import (
-    CodeValidationParameters,
-    Edit,
-    Problem,
-    check_code_data,
-    code_sources,
-    edits,
-    find_mistakes,
-    human_eval_mistakes,
-    human_eval_problems,
-    instances,
-    load_code_data,
-    prove,
-    read_lines,
-    source_rows,
-    write_lines,
-)
-from nip.data import DatasetParameters
-from nip.language_models import ScriptedModel
-from nip.sandbox import Limits, run_programs, sandbox_fault
+from nip.data.bug_injection import BugInjectionParameters, apps_problems, choose_problems, edit_distance, inject_bugs, read_reply, testable_problems
+from nip.parameters.validation import ParameterError
+from nip.data.code import CodeValidationParameters, check_code_data, code_sources, find_mistakes, human_eval_mistakes, instances, load_code_data, read_lines, source_rows, write_lines
+from nip.data.mutations import Edit, Problem, edits, human_eval_problems, prove
+from nip.data.dataset import DatasetParameters
+from nip.language_models.chat import ScriptedModel
+from nip.data.sandbox import Limits, run_programs, sandbox_fault
 
 testable_problems.__test__ = False  # no test, whatever pytest makes of its name
 walls = pytest.mark.skipif(bool(sandbox_fault()), reason=f"there is no sandbox: {sandbox_fault()}")
@@ -149,7 +126,7 @@ def test_kind_of_mistake(kind):
 
 
 def test_no_kind_of_mistake_was_forgotten():
-    from nip.code_data import mutators
+    from nip.data.mutations import mutators
 
     assert sorted(KINDS) == mutators.names()
 
@@ -574,7 +551,8 @@ def test_sets_without_tests_are_refused(tmp_path):
 @walls
 def test_by_command(tmp_path, capsys):
     from nip.cli import main
-    from nip.language_models import chat_models, register_chat_model
+    from nip.language_models.chat import register_chat_model
+    from nip.parameters.hyper_params import chat_models
 
     @register_chat_model("test_bugs")
     class Bugs(ScriptedModel):

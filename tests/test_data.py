@@ -14,8 +14,8 @@ import torch
 from tensordict import TensorDict
 from tqdm import tqdm
 
-from nip.data import DataCycler, cached
-from nip.graph_data import GraphRecipe, load_graph_pairs, make_graph_pairs
+from nip.data.dataset import DataCycler, cached
+from nip.data.graphs import GraphRecipe, load_graph_pairs, make_graph_pairs
 
 fork = multiprocessing.get_context("fork")
 

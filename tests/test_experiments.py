@@ -13,10 +13,11 @@ import torch
 from tqdm import tqdm
 
 from nip import HyperParameters, RunStore, build_scenario_instance, preset, run_experiment
-from nip.parameters import ParameterError, protocol_handlers, trainers
-from nip.stackelberg import ihvp_solvers, spg_variants
-from nip.text_rl import TextRlTrainer
-from nip.trainer import TrainingError
+from nip.parameters.hyper_params import protocol_handlers, trainers
+from nip.parameters.validation import ParameterError
+from nip.training.game_gradients import ihvp_solvers, spg_variants
+from nip.text_training.trainer import TextRlTrainer
+from nip.training.trainer import TrainingError
 
 TINY = {"dataset": "test", "rl.num_iterations": 2, "rl.num_test_iterations": 1, "rl.frames_per_batch": 80}
 
@@ -241,7 +242,7 @@ def test_interrupt_leaves_a_whole_run(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
-    from nip.ppo import VanillaPpoTrainer
+    from nip.training.ppo import VanillaPpoTrainer
 
     losses = VanillaPpoTrainer.agent_losses
 

@@ -11,24 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from nip.fine_tuning import (
-    FineTuningJob,
-    FineTuningParameters,
-    JobStatus,
-    OpenAIFineTuner,
-    preference_line,
-    supervised_line,
-)
-from nip.language_models import ChatRequest, Sampling
-from nip.local_models import TransformersModel, even_answer, even_question, local_model
-from nip.parameters import ParameterError
-from nip.settings import ExperimentSettings
-from nip.shared_models import FineTuningError, PureTextSharedModelGroup, await_jobs, build_shared_model_groups
-from nip.text_agents import PureTextAgentParameters
+from nip.language_models.fine_tuning import FineTuningJob, FineTuningParameters, JobStatus, OpenAIFineTuner, preference_line, supervised_line
+from nip.language_models.chat import ChatRequest, Sampling
+from nip.language_models.local import TransformersModel, even_answer, even_question, local_model
+from nip.parameters.validation import ParameterError
+from nip.parameters.settings import ExperimentSettings
+from nip.agents.shared_models import FineTuningError, PureTextSharedModelGroup, await_jobs, build_shared_model_groups
+from nip.agents.text_agent import PureTextAgentParameters
 
 pytest.importorskip("trl")
 pytest.importorskip("peft")
-from nip.local_fine_tuning import LocalFineTuner, _processes  # noqa: E402
+from nip.language_models.local_fine_tuning import LocalFineTuner, _processes
 
 OTHER = {True: "no", False: "yes"}
 
@@ -117,7 +110,7 @@ def test_a_job_repeats_to_the_bit(tuner, tmp_path):
 
 def test_only_the_last_message_is_learned(tuner):
     "Lines that differ in what the assistant said before, and in nothing else that is long, have the same number of learned tokens"
-    from nip.local_fine_tuning import trainer_of
+    from nip.language_models.local_fine_tuning import trainer_of
 
     talk = [
         *even_question(3),
@@ -151,7 +144,7 @@ def test_going_on_from_a_fine_tuned_model(tuner, adapters):
         from peft import PeftModel
         from transformers import AutoModelForCausalLM
 
-        from nip.local_models import LocalModel, model_path
+        from nip.language_models.local import LocalModel, model_path
 
         merged = AutoModelForCausalLM.from_pretrained(model_path("tiny"), dtype="float32")
         for folder in TransformersModel(second).adapters:

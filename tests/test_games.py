@@ -9,14 +9,17 @@ import pytest
 import torch
 
 from nip import HyperParameters, run_experiment
-from nip.games import Game, Play, Replay, RunReplay, Sitting, table_of
-from nip.parameters import protocol_handlers, scenarios, trainers
-from nip.pictures import picture
-from nip.protocol import build_protocol_handler
-from nip.run import preset
-from nip.scenario import build_scenario_instance, build_stages
-from nip.settings import ExperimentSettings
-from nip.text_scenario import TextScenario
+from nip.analysis.episode_view import Game, table_of
+from nip.analysis.human_player import Sitting
+from nip.builder.play import Play
+from nip.builder.replay import Replay, RunReplay
+from nip.parameters.hyper_params import protocol_handlers, scenarios, trainers
+from nip.core.display import picture
+from nip.protocols.handler import build_protocol_handler
+from nip.experiments.presets import preset
+from nip.scenarios.build import build_scenario_instance, build_stages
+from nip.parameters.settings import ExperimentSettings
+from nip.scenarios.text import TextScenario
 
 QUICK = {"rl.num_iterations": 1, "rl.rollouts_per_iteration": 16, "rl.minibatch_size": 16}
 

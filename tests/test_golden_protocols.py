@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict
 
 from nip import HyperParameters
-from nip.protocol import build_protocol_handler
+from nip.protocols.handler import build_protocol_handler
 
 FIVE = {"max_message_rounds": 5, "min_message_rounds": 3}
 IN_TURN = {"max_message_rounds": 6, "sequential": True}

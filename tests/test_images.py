@@ -19,12 +19,12 @@ from nip import (
     resume_experiment,
     run_experiment,
 )
-from nip.data import DatasetParameters
-from nip.image_data import image_sources, load_pictures
-from nip.parameters import protocol_handlers, trainers
-from nip.pretrained import PretrainedModel, embedding_key, pretrained_models, register_pretrained_model
-from nip.settings import ExperimentSettings
-from nip.text_rl import TextRlTrainer
+from nip.data.dataset import DatasetParameters
+from nip.data.images import image_sources, load_pictures
+from nip.parameters.hyper_params import protocol_handlers, trainers
+from nip.agents.pretrained import PretrainedModel, embedding_key, pretrained_models, register_pretrained_model
+from nip.parameters.settings import ExperimentSettings
+from nip.text_training.trainer import TextRlTrainer
 
 quiet = partial(tqdm, disable=True)
 COLOURS = {"blue": (0, 0, 255), "red": (255, 0, 0), "yellow": (255, 255, 0)}
@@ -366,7 +366,7 @@ def saved_model(tmp_path):
 
 def counting(monkeypatch) -> list[int]:
     "How many pictures the models of transformers are shown, call by call"
-    from nip.pretrained import TransformersModel
+    from nip.agents.pretrained import TransformersModel
 
     shown, embed = [], TransformersModel.embed
     monkeypatch.setattr(
@@ -424,7 +424,7 @@ def test_embeddings_matter(saved_model):
 
 
 def test_only_what_lacks_embeddings_gets_them(saved_model, monkeypatch):
-    from nip.data import Dataset
+    from nip.data.dataset import Dataset
 
     name, shown = f"transformers:{saved_model}", counting(monkeypatch)
     hyper_params = tiny(**{"agents.prover.pretrained_embeddings_model": name})
@@ -453,7 +453,7 @@ def test_another_model_in_the_same_folder(saved_model, monkeypatch):
 
 
 def test_pretrained_bodies_know_whose_embeddings_they_saw(saved_model):
-    from nip.pretraining import body_recipe
+    from nip.training.pretraining import body_recipe
 
     hyper_params = tiny(**{"agents.prover.pretrained_embeddings_model": f"transformers:{saved_model}"})
     recipes = []

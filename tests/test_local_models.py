@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from nip.language_models import ChatRequest, Sampling
-from nip.local_models import LocalModel, TransformersModel, local_model, model_path
-from nip.parameters import ParameterError
+from nip.language_models.chat import ChatRequest, Sampling
+from nip.language_models.local import LocalModel, TransformersModel, local_model, model_path
+from nip.parameters.validation import ParameterError
 
 transformers = pytest.importorskip("transformers")
 TEXTS = ["Is 4 even?", "Is 1234 even?", "Tell me of foxes, of hens, and of the night.", "?"]

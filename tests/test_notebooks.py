@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nip.sandbox import sandbox_fault
+from nip.data.sandbox import sandbox_fault
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(

@@ -12,17 +12,9 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from nip.checked import ParameterError, Parameters, UnknownParameter, family, param
-from nip.parameters import (
-    AgentsParameters,
-    HyperParameters,
-    agent_parameters,
-    parameter_groups,
-    protocol_handlers,
-    scenarios,
-    trainers,
-)
-from nip.registry import Registry
+from nip.parameters.validation import ParameterError, Parameters, UnknownParameter, family, param
+from nip.parameters.hyper_params import AgentsParameters, HyperParameters, agent_parameters, parameter_groups, protocol_handlers, scenarios, trainers
+from nip.core.registry import Registry
 
 settings.register_profile("nip", deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
 settings.load_profile("nip")
@@ -290,7 +282,7 @@ def test_unregistered_components_are_refused(field):
 
 
 def test_every_parameter_is_documented():
-    from nip.checked import field_docs
+    from nip.parameters.validation import field_docs
 
     for cls in [HyperParameters, *dict(parameter_groups.items()).values()]:
         if cls.__module__.startswith("nip."):

@@ -13,14 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from nip.fine_tuning import (
-    FineTuningJob,
-    FineTuningParameters,
-    OpenAIFineTuner,
-    preference_line,
-    supervised_line,
-)
-from nip.local_models import even_answer, even_question, model_path
+from nip.language_models.fine_tuning import FineTuningJob, FineTuningParameters, OpenAIFineTuner, preference_line, supervised_line
+from nip.language_models.local import even_answer, even_question, model_path
 
 openai = pytest.importorskip("openai")
 pytest.importorskip("fastapi")
@@ -247,7 +241,7 @@ def test_one_job_too_many_waits_and_an_empty_account_does_not(tmp_path):
     from fastapi.responses import JSONResponse
     from fastapi.testclient import TestClient
 
-    from nip.serve import ApiError, ModelServer, make_app
+    from nip.language_models.server import ApiError, ModelServer, make_app
 
     app, refusals = (
         make_app(ModelServer(["tiny"], tmp_path)),

@@ -8,9 +8,10 @@ import torch
 from tqdm import tqdm
 
 from nip import ExperimentSettings, HyperParameters, ParameterError
-from nip.parameters import trainers
-from nip.scenario import build_scenario_instance
-from nip.stackelberg import SpgTrainer, magic_box, returns_to_go, twice_differentiable
+from nip.parameters.hyper_params import trainers
+from nip.scenarios.build import build_scenario_instance
+from nip.training.game_gradients import magic_box, returns_to_go, twice_differentiable
+from nip.training.stackelberg import SpgTrainer
 
 QUIET = ExperimentSettings(tqdm_func=partial(tqdm, disable=True))
 

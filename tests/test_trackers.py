@@ -6,7 +6,7 @@ import sqlite3
 import pytest
 import torch
 
-from nip.tracking import RunStore
+from nip.runs.store import RunStore
 
 HYPER_PARAMS = {"scenario": "parity", "rl": {"lr": 0.1, "betas": [0.9, 0.99]}}
 

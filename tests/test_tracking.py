@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from nip.tracking import RunStore
+from nip.runs.store import RunStore
 
 HYPER_PARAMS = {"scenario": "parity", "interaction_protocol": "nip", "trainer": "vanilla_ppo"}
 

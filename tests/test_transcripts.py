@@ -16,23 +16,26 @@ from nip import (
     resume_experiment,
     run_experiment,
 )
-from nip.analysers import Analysis, queries, rollout_analysers
+from nip.analysis.transcript_judge import Analysis, queries, rollout_analysers
 from nip.cli import main
-from nip.fine_tuning import JobStatus, ScriptedFineTuner
-from nip.foretold import games_of, price, prompts_of, texts_of
-from nip.games import Play
-from nip.inspection import Inspector
-from nip.language_models import ScriptedModel
-from nip.prompts import ReplyFormat, Said
-from nip.protocol import verdict_scales
-from nip.scenario import build_scenario_instance
-from nip.settings import ExperimentSettings
-from nip.spending import SpendingLimitReached
-from nip.text_games import deals, play_games
-from nip.text_seats import TextSitting
-from nip.tracking import RunStore, Tracker, register_tracker, trackers
-from nip.trainer import StopRequest
-from nip.transcripts import ENDINGS, Lines, Rules, TextGame, kept_games, places
+from nip.language_models.fine_tuning import JobStatus, ScriptedFineTuner
+from nip.experiments.cost import games_of, price, prompts_of, texts_of
+from nip.builder.play import Play
+from nip.builder.inspector import Inspector
+from nip.language_models.chat import ScriptedModel
+from nip.agents.prompts import ReplyFormat, Said
+from nip.protocols.handler import verdict_scales
+from nip.scenarios.build import build_scenario_instance
+from nip.parameters.settings import ExperimentSettings
+from nip.language_models.budget import SpendingLimitReached
+from nip.episodes.text_episodes import deals, play_games
+from nip.analysis.human_text_player import TextSitting
+from nip.runs.store import RunStore
+from nip.runs.trackers import Tracker, register_tracker, trackers
+from nip.training.trainer import StopRequest
+from nip.analysis.answer_trees import places
+from nip.analysis.transcripts import ENDINGS, Rules, TextGame, kept_games
+from nip.core.files import Lines
 
 PROTOCOLS = ["nip", "adp", "debate", "mnip", "merlin_arthur", "solo_verifier", "multi_channel_test"]
 MADE_UP = {"_default": {"use_dummy_api": True}}
@@ -445,7 +448,7 @@ def test_tests_are_run_again_with_the_models_of_their_time(tmp_path, renaming, m
 def test_where_a_run_had_stopped_is_tested_if_that_is_wanted(tmp_path, renaming, monkeypatch):
     import shutil
 
-    from nip.text_rl import TextRlTrainer
+    from nip.text_training.trainer import TextRlTrainer
 
     statistics = TextRlTrainer.log_stats
 

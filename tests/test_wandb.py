@@ -17,11 +17,11 @@ from tqdm import tqdm
 from wandb_server import ENTITY, WandbServer
 
 from nip import HyperParameters, RunStore, find_run, run_experiment
-from nip.parameters import ParameterError
-from nip.run import resume_experiment
-from nip.settings import ExperimentSettings
-from nip.tracking import Run
-from nip.wandb_tracking import WandbTracker
+from nip.parameters.validation import ParameterError
+from nip.experiments.run import resume_experiment
+from nip.parameters.settings import ExperimentSettings
+from nip.runs.run import Run
+from nip.runs.wandb import WandbTracker
 
 FEW = {"rl.num_iterations": 4, "rl.num_test_iterations": 1, "rl.frames_per_batch": None, "rl.rollouts_per_iteration": 24,
        "rl.num_normalization_steps": 24}  # fmt: skip
@@ -266,14 +266,14 @@ def test_no_file_beside_the_package_is_taken(at_home, monkeypatch):
     "Where there is no `.env` in the working folder or above, python-dotenv by itself would look beside our code"
     import dotenv
 
-    from nip.wandb_tracking import read_env
+    from nip.core.files import read_env
 
     monkeypatch.setattr(dotenv, "load_dotenv", lambda *_: pytest.fail("nothing was to be loaded"))
     read_env()
 
 
 def test_dotenv(at_home, monkeypatch, tmp_path):
-    from nip.wandb_tracking import where_to
+    from nip.runs.wandb import where_to
 
     monkeypatch.delenv("WANDB_PROJECT")
     for name in ("WANDB_ENTITY", "WANDB_KEY", "WANDB_API_KEY"):  # taken back when the test ends

@@ -7,9 +7,9 @@ from test_serve import served
 from tqdm import tqdm
 
 from nip import HyperParameters, preset, resume_experiment, run_experiment
-from nip.fine_tuning import FineTuner, JobStatus
-from nip.local_fine_tuning import LocalFineTuner
-from nip.local_models import model_path
+from nip.language_models.fine_tuning import FineTuner, JobStatus
+from nip.language_models.local_fine_tuning import LocalFineTuner
+from nip.language_models.local import model_path
 
 quiet = partial(tqdm, disable=True)
 run = partial(run_experiment, tqdm_func=quiet)

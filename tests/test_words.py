@@ -12,12 +12,12 @@ import pytest
 from tqdm import tqdm
 
 from nip import HyperParameters, ParameterError, resume_experiment, run_experiment
-from nip.messages import Turn
-from nip.prompts import ReplyFormat, Said, headers, reply_format
-from nip.protocol import verdict_scales
-from nip.protocols import build_protocol_handler
-from nip.scenario import build_scenario_instance
-from nip.text_games import deals, play_games
+from nip.protocols.messages import Turn
+from nip.agents.prompts import ReplyFormat, Said, headers, reply_format
+from nip.protocols.handler import verdict_scales
+from nip.protocols.handler import build_protocol_handler
+from nip.scenarios.build import build_scenario_instance
+from nip.episodes.text_episodes import deals, play_games
 
 PROTOCOLS = ["nip", "adp", "debate", "mnip", "merlin_arthur", "solo_verifier", "multi_channel_test"]
 MADE_UP = {"_default": {"use_dummy_api": True}}

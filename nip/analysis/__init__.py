@@ -1,0 +1,5 @@
+"""What came of it: evaluation, attack, comparison, transcripts, judging them, playing against agents"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,10 @@
+from .replay import TranscriptBrowser as TranscriptBrowser
+from .app import (
+    Builder as Builder,
+    LANGUAGES as LANGUAGES,
+    Loader as Loader,
+    PAGES as PAGES,
+    Written as Written,
+    hyper_params_from as hyper_params_from,
+    script as script,
+)
