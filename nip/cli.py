@@ -102,7 +102,13 @@ def data_inject(args) -> int:
 def show(args) -> int:
     "List what is registered"
     from nip.analysis.transcript_judge import rollout_analysers
-    from nip.parameters.hyper_params import chat_models, parameter_groups, protocol_handlers, scenarios, trainers
+    from nip.parameters.hyper_params import (
+        chat_models,
+        parameter_groups,
+        protocol_handlers,
+        scenarios,
+        trainers,
+    )
     from nip.agents.pretrained import pretrained_models
     from nip.experiments.presets import presets
     from nip.runs.trackers import trackers

@@ -59,11 +59,16 @@ def run_of(hyper_params: HyperParameters, name: str, run_store=None) -> Run:
 # %% ../../nbs/60_agents/01_checkpoints.ipynb #c010
 def part_in_game(hyper_params: HyperParameters, name: str) -> dict[str, Any]:
     "What agent `name` is made for, by what it is called in messages"
-    hp, protocol = hyper_params, build_protocol_handler(hyper_params)
-    i, rounds = protocol.agent_names.index(name), range(protocol.max_message_rounds)
+    hp = hyper_params
+    protocol = build_protocol_handler(hyper_params)
+    i = protocol.agent_names.index(name)
+    rounds = range(protocol.max_message_rounds)
     seen = [c for c, sees in enumerate(protocol.agent_channel_visibility_mask[i]) if sees]
     names = [protocol.message_channel_names[c] for c in seen]
-    speaks = lambda variant, c: [r for r in rounds if protocol.active[variant, r, i, c]]
+
+    def speaks(variant, c):
+        return [r for r in rounds if protocol.active[variant, r, i, c]]
+
     turns = [{n: speaks(v, c) for n, c in zip(names, seen)} for v in range(protocol.num_variants)]
     verdict = getattr(protocol, "prover_verdicts", {}).get(name)
     return {"scenario": hp.scenario, "d_representation": hp.d_representation, "message_size": hp.message_size,
@@ -81,7 +86,8 @@ def earlier_parameters(hyper_params: HyperParameters, name: str, run: Run) -> Pa
         raise refusal(hyper_params, name, f"is a run without an agent {name!r}, but with {', '.join(there)}")
     if earlier.agents[name].is_random:
         raise refusal(hyper_params, name, f"is a run in which {name!r} is a random agent: it has no weights")
-    then, now = part_in_game(earlier, name), part_in_game(hyper_params, name)
+    then = part_in_game(earlier, name)
+    now = part_in_game(hyper_params, name)
     unlike = [f"{what}: {then[what]!r} there, {now[what]!r} here" for what in now if then[what] != now[what]]
     if unlike:
         raise refusal(
@@ -94,7 +100,8 @@ def checkpoint_of(
     hyper_params: HyperParameters, name: str, run: Run, run_store=None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     "Tensors and state of `run` from which agent `name` is taken; raises `ParameterError` if they are not there"
-    version, known = hyper_params.agents[name].checkpoint_version, ["latest", *map(str, run.checkpoints)]
+    version = hyper_params.agents[name].checkpoint_version
+    known = ["latest", *map(str, run.checkpoints)]
     is_local = run.dir.parent.resolve() == RunStore(run_store).root.resolve()
     if is_local and version not in known:
         why = f"has no checkpoint {version!r} in the run store, but {', '.join(known)}"
@@ -165,7 +172,8 @@ def load_agents(hyper_params: HyperParameters, agents: dict[str, Agent], run_sto
 # %% ../../nbs/60_agents/01_checkpoints.ipynb #c019
 def completed(hyper_params: HyperParameters, settings) -> HyperParameters:
     "What will be run, and recorded: with all that comes from earlier runs"
-    store, run_id = RunStore(settings.run_store), settings.run_id
+    store = RunStore(settings.run_store)
+    run_id = settings.run_id
     if (
         run_id
         and run_id in store

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import torch
-from fastcore.basics import patch
 from .parts import AgentPart
 from .text_agent import Reply, TextAgent, take_turns
 from ..protocols.handler import NO_DECISION, ProtocolHandler
@@ -29,7 +28,9 @@ class CombinedAgentPart(TensorDictModuleBase):
 
     def __init__(self, parts: dict[str, AgentPart], protocol: ProtocolHandler, suffix: str = ""):
         super().__init__()
-        self.parts, self.protocol, self.suffix = nn.ModuleDict(parts), protocol, suffix
+        self.parts = nn.ModuleDict(parts)
+        self.protocol = protocol
+        self.suffix = suffix
         self.visible = [row.nonzero().squeeze(-1) for row in protocol.agent_channel_visibility_mask]
         read, written = (
             {k for p in parts.values() for k in getattr(p, keys)} for keys in ("in_keys", "out_keys")
@@ -58,6 +59,44 @@ class CombinedAgentPart(TensorDictModuleBase):
         "What those say who have nothing to say: outputs that must be there even if no part gives them"
         return {}
 
+    def seen_by(self, agent: str, td: TensorDictBase, rows: Tensor) -> dict[str, Tensor]:
+        "The inputs of `agent`'s part in the games `rows`, with channels it cannot see left out"
+        i = self.protocol.agent_names.index(agent)
+        inputs = {}
+        channels = self.visible[i].to(rows.device)
+        for key in self.parts[agent].in_keys:
+            value = (td.get(("agents", key + self.suffix))[:, i] if key in self.per_agent else td.get(key))[
+                rows
+            ]
+            axis = CHANNEL_AXIS.get(key)
+            if not isinstance(value, Tensor):
+                value = value.tolist()
+            if key == "transcript":
+                value = [
+                    t.heard_in(self.protocol.message_channel_names[c] for c in channels.tolist())
+                    for t in value
+                ]
+            elif axis and len(channels) < self.protocol.num_message_channels:
+                value = value.index_select(axis, channels)
+            inputs[key] = value
+        return inputs
+
+    def full_shape(self, key: str, batch: torch.Size, value: Tensor) -> tuple[int, ...]:
+        "Shape of the combined output: `[B agent …]`, where messages have all channels"
+        rest = value.shape[1:]
+        return (
+            (*batch, self.protocol.num_message_channels, *rest[1:])
+            if key.endswith("message_logits")
+            else (*batch, *rest)
+        )
+
+    def place(self, out: Tensor, key: str, value: Tensor, rows: Tensor, i: int) -> None:
+        "Write `value [row …]` of agent `i` into `out [B agent …]`"
+        if key.endswith("message_logits"):
+            out[rows.unsqueeze(-1), i, self.visible[i].to(rows.device)] = value
+        else:
+            out[rows, i] = value
+
 # %% ../../nbs/60_agents/04_combined.ipynb #c008
 CHANNEL_AXIS = {
     "x": 2,
@@ -65,46 +104,6 @@ CHANNEL_AXIS = {
     "linear_x": 2,
     "linear_message": 1,
 }  # Of observations that have channels
-
-
-@patch
-def seen_by(self: CombinedAgentPart, agent: str, td: TensorDictBase, rows: Tensor) -> dict[str, Tensor]:
-    "The inputs of `agent`'s part in the games `rows`, with channels it cannot see left out"
-    i, inputs = self.protocol.agent_names.index(agent), {}
-    channels = self.visible[i].to(rows.device)
-    for key in self.parts[agent].in_keys:
-        value = (td.get(("agents", key + self.suffix))[:, i] if key in self.per_agent else td.get(key))[rows]
-        axis = CHANNEL_AXIS.get(key)
-        if not isinstance(value, Tensor):
-            value = value.tolist()
-        if key == "transcript":
-            value = [
-                t.heard_in(self.protocol.message_channel_names[c] for c in channels.tolist()) for t in value
-            ]
-        elif axis and len(channels) < self.protocol.num_message_channels:
-            value = value.index_select(axis, channels)
-        inputs[key] = value
-    return inputs
-
-
-@patch
-def full_shape(self: CombinedAgentPart, key: str, batch: torch.Size, value: Tensor) -> tuple[int, ...]:
-    "Shape of the combined output: `[B agent …]`, where messages have all channels"
-    rest = value.shape[1:]
-    return (
-        (*batch, self.protocol.num_message_channels, *rest[1:])
-        if key.endswith("message_logits")
-        else (*batch, *rest)
-    )
-
-
-@patch
-def place(self: CombinedAgentPart, out: Tensor, key: str, value: Tensor, rows: Tensor, i: int) -> None:
-    "Write `value [row …]` of agent `i` into `out [B agent …]`"
-    if key.endswith("message_logits"):
-        out[rows.unsqueeze(-1), i, self.visible[i].to(rows.device)] = value
-    else:
-        out[rows, i] = value
 
 # %% ../../nbs/60_agents/04_combined.ipynb #c010
 class CombinedBody(CombinedAgentPart):
@@ -162,7 +161,10 @@ class CombinedPolicyHead(CombinedAgentPart):
 
     def forward(self, tensordict):
         td = super().forward(tensordict)
-        rule_out = lambda key, mask: td.set(("agents", key), td["agents", key].masked_fill(mask, IMPOSSIBLE))
+
+        def rule_out(key, mask):
+            return td.set(("agents", key), td["agents", key].masked_fill(mask, IMPOSSIBLE))
+
         if self.message_mask is not None:
             rule_out("main_message_logits", ~self.message_mask(td))
         forbidden = torch.zeros_like(td["agents", "decision_logits"], dtype=torch.bool)
@@ -185,18 +187,18 @@ def chosen_and_spread(logits: Tensor, choice: Tensor) -> tuple[Tensor, Tensor]:
 
 def log_prob_and_entropy(td: TensorDictBase, spaces: list[MessageSpace]) -> tuple[Tensor, Tensor]:
     "Joint log-probability and entropy `[B agent]` of the actions in `td`, from its logits"
-    agents, speaks = td["agents"], td["agents", "active"]
+    agents = td["agents"]
+    speaks = td["agents", "active"]
     decided, doubt = chosen_and_spread(agents["decision_logits"], agents["decision"])
     acts = speaks.any(-1)
-    log_prob, entropy = decided * acts, doubt * acts
+    log_prob = decided * acts
+    entropy = doubt * acts
     for space in spaces:
         said, spread = chosen_and_spread(
             agents[space.logits_key], agents[space.name]
         )  # [B agent channel position]
-        log_prob, entropy = (
-            log_prob + (said.sum(-1) * speaks).sum(-1),
-            entropy + (spread.sum(-1) * speaks).sum(-1),
-        )
+        log_prob = log_prob + (said.sum(-1) * speaks).sum(-1)
+        entropy = entropy + (spread.sum(-1) * speaks).sum(-1)
     return log_prob, entropy
 
 # %% ../../nbs/60_agents/04_combined.ipynb #c015
@@ -205,7 +207,8 @@ class ActionSampler(TensorDictModuleBase):
 
     def __init__(self, spaces: list[MessageSpace], generator: torch.Generator):
         super().__init__()
-        self.spaces, self.generator = spaces, generator
+        self.spaces = spaces
+        self.generator = generator
         self.choices = {s.name: s.logits_key for s in spaces} | {"decision": "decision_logits"}
         self.in_keys = [("agents", k) for k in (*self.choices.values(), "active")]
         self.out_keys = [("agents", k) for k in (*self.choices, "log_prob")]
@@ -234,7 +237,8 @@ class CombinedWhole(CombinedAgentPart):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         has_floor = tensordict["agents", "active"].any(-1)  # [B agent]
-        seats, turns = [], []
+        seats = []
+        turns = []
         for i, name in enumerate(self.protocol.agent_names):
             rows = has_floor[:, i].nonzero().squeeze(-1)
             for row, asked in zip(
@@ -245,27 +249,32 @@ class CombinedWhole(CombinedAgentPart):
                 turns.append((self.parts[name], asked))
         return self.tell(tensordict, seats, take_turns(turns))
 
-# %% ../../nbs/60_agents/04_combined.ipynb #c025
-@patch
-def tell(
-    self: CombinedWhole, td: TensorDictBase, seats: list[tuple[int, int, str]], replies: list[Reply]
-) -> TensorDictBase:
-    "Write down who said what"
-    shape = td["agents", "active"].shape[:2]
-    decision, grade = torch.full(shape, NO_DECISION), torch.full(shape, torch.nan)
-    is_invalid, text, told = torch.zeros(shape, dtype=torch.bool), [()] * len(td), [{} for _ in td]
-    for (row, i, name), reply in zip(seats, replies, strict=True):
-        said, told[row][name] = reply.said, reply
-        decision[row, i], grade[row, i], is_invalid[row, i] = said.decision, said.grade, not reply.is_valid
-        round = int(td["round"][row])
-        text[row] += tuple(Turn(round, name, channel, message) for channel, message in said.texts.items())
-    written = {
-        "text": objects(text),
-        "replies": objects(told),
-        "decision": decision,
-        "grade": grade,
-        "is_invalid": is_invalid,
-    }
-    for key, value in written.items():
-        td["agents", key] = value
-    return td
+    def tell(
+        self, td: TensorDictBase, seats: list[tuple[int, int, str]], replies: list[Reply]
+    ) -> TensorDictBase:
+        "Write down who said what"
+        shape = td["agents", "active"].shape[:2]
+        decision = torch.full(shape, NO_DECISION)
+        grade = torch.full(shape, torch.nan)
+        is_invalid = torch.zeros(shape, dtype=torch.bool)
+        text = [()] * len(td)
+        told = [{} for _ in td]
+        for (row, i, name), reply in zip(seats, replies, strict=True):
+            said, told[row][name] = reply.said, reply
+            decision[row, i], grade[row, i], is_invalid[row, i] = (
+                said.decision,
+                said.grade,
+                not reply.is_valid,
+            )
+            round = int(td["round"][row])
+            text[row] += tuple(Turn(round, name, channel, message) for channel, message in said.texts.items())
+        written = {
+            "text": objects(text),
+            "replies": objects(told),
+            "decision": decision,
+            "grade": grade,
+            "is_invalid": is_invalid,
+        }
+        for key, value in written.items():
+            td["agents", key] = value
+        return td

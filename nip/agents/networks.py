@@ -50,7 +50,9 @@ class RunningNorm(nn.Module):
 
     def __init__(self, num_features: int, affine: bool = True, momentum: float = 0.1, eps: float = 1e-5):
         super().__init__()
-        self.momentum, self.eps, self.gathering = momentum, eps, False
+        self.momentum = momentum
+        self.eps = eps
+        self.gathering = False
         self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
         self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
         self.register_buffer("mean", torch.zeros(num_features))
@@ -149,7 +151,8 @@ class MlpSelector(nn.Module):
 
     def __init__(self, context: PartContext, d_instance: int):
         super().__init__()
-        p, self.size = context.params, (context.num_channels, context.hyper_params.message_size)
+        p = context.params
+        self.size = (context.num_channels, context.hyper_params.message_size)
         d_in = context.hyper_params.d_representation + d_instance
         self.mlp = make_mlp(
             d_in, p.d_selector, self.size[0] * self.size[1], p.num_selector_layers, p.activation_function
@@ -168,7 +171,8 @@ class LikenessSelector(nn.Module):
     def __init__(self, context: PartContext, d_instance: int, epsilon: float = 1e-3):
         super().__init__()
         self.norm = RunningNorm(context.hyper_params.d_representation, affine=False)
-        self.log_scale, self.epsilon = nn.Parameter(torch.tensor(3.0).log()), epsilon
+        self.log_scale = nn.Parameter(torch.tensor(3.0).log())
+        self.epsilon = epsilon
         self.knows_stance = context.knows_stance  # then the last feature of the instance
 
     def forward(self, candidates: Tensor, instance: Tensor, message: Tensor) -> Tensor:
@@ -258,13 +262,25 @@ class PolicyHead(WithExtras):
 
     def __init__(self, context: PartContext, num_parts: int):
         super().__init__(context, num_parts)
-        p, d, spaces = context.params, self.d_instance, context.spaces
+        p = context.params
+        d = self.d_instance
+        spaces = context.spaces
         self.out_keys = (*(space.logits_key for space in spaces), "decision_logits")
         self.selector = message_selectors[p.selector](context, d)
         self.size = (context.num_channels, context.hyper_params.message_size, -1)
-        flat = lambda space: self.size[0] * self.size[1] * space.size
-        make = lambda space: make_mlp(d, p.d_linear_message_selector, flat(space), p.num_linear_message_selector_layers,
-                                      p.activation_function)  # fmt: skip
+
+        def flat(space):
+            return self.size[0] * self.size[1] * space.size
+
+        def make(space):
+            return make_mlp(
+                d,
+                p.d_linear_message_selector,
+                flat(space),
+                p.num_linear_message_selector_layers,
+                p.activation_function,
+            )
+
         self.linear_selectors = nn.ModuleDict({space.logits_key: make(space) for space in spaces[1:]})
         self.chooses_messages = getattr(self.selector, "has_choice", True) or len(spaces) > 1
         self.decider = None
@@ -289,7 +305,8 @@ class PolicyHead(WithExtras):
 class ValueHead(WithExtras):
     "Expected return `[B]`"
 
-    in_keys, out_keys = ("instance_repr", "round"), ("value",)
+    in_keys = ("instance_repr", "round")
+    out_keys = ("value",)
 
     def __init__(self, context: PartContext, num_parts: int):
         super().__init__(context, num_parts)
@@ -304,11 +321,13 @@ class ValueHead(WithExtras):
 class SoloHead(AgentPart):
     "Logits of the label `[B 2]`, for supervised learning"
 
-    in_keys, out_keys = ("instance_repr", "round"), ("label_logits",)
+    in_keys = ("instance_repr", "round")
+    out_keys = ("label_logits",)
 
     def __init__(self, context: PartContext, num_parts: int):
         super().__init__(context)
-        p, d = context.params, num_parts * context.hyper_params.d_representation
+        p = context.params
+        d = num_parts * context.hyper_params.d_representation
         self.judge = initialise(Judge(context, d, p.d_decider, p.num_decider_layers, 2, False), p)
 
     def forward(self, inputs):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 from dataclasses import dataclass
-from fastcore.basics import patch
 from html import escape
 from ..core.display import html_table
 from ..parameters.hyper_params import agent_parameters
@@ -166,7 +165,8 @@ class AgentPart(nn.Module):
 
     def __init__(self, context: PartContext):
         super().__init__()
-        self.agent_name, self.context = context.agent_name, context
+        self.agent_name = context.agent_name
+        self.context = context
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         raise NotImplementedError
@@ -174,6 +174,35 @@ class AgentPart(nn.Module):
     @property
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())
+
+    def shape_flow(self, inputs: dict[str, Tensor]) -> list[tuple[str, str, tuple[int, ...]]]:
+        "Rows (name, kind, shape): inputs, every module that runs, outputs"
+        rows = [(k, "input", tuple(inputs[k].shape)) for k in self.in_keys if k in inputs]
+        hooks = []
+        for name, module in self.named_modules():
+            if name and not list(module.children()):
+
+                def note(m, args, out, name=name):
+                    rows.append((name, type(m).__name__, tuple(out.shape)))
+
+                hooks.append(module.register_forward_hook(note))
+        try:
+            with torch.no_grad():
+                out = self(inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return rows + [(k, "output", tuple(v.shape)) for k, v in out.items()]
+
+    def _repr_html_(self) -> str:
+        head = f"<b>{type(self).__name__}</b> of {self.agent_name}: {self.num_parameters:,} parameters<br>"
+        keys = f"reads {with_dimensions(self.in_keys)}<br>gives {with_dimensions(self.out_keys)}"
+
+        def size(module):
+            return f"{sum(p.numel() for p in module.parameters()):,}"
+
+        rows = [(n, escape(repr(m).splitlines()[0].rstrip("(")), size(m)) for n, m in self.named_children()]
+        return head + keys + (html_table(["module", "kind", "parameters"], rows) if rows else "")
 
 # %% ../../nbs/60_agents/00_parts.ipynb #c017
 class RandomBody(AgentPart):
@@ -202,7 +231,8 @@ class RandomPolicyHead(AgentPart):
 class ConstantValueHead(AgentPart):
     "Expects nothing"
 
-    in_keys, out_keys = ("message",), ("value",)
+    in_keys = ("message",)
+    out_keys = ("value",)
 
     def forward(self, inputs):
         return {"value": inputs["message"].new_zeros(len(inputs["message"]))}
@@ -254,58 +284,48 @@ class Agent:
         for n, part in self.parts.items():
             part.load_state_dict(below(state, n))
 
+    def lr_groups(self, body_lr_factor: LrFactors | None = None) -> list[dict]:
+        "Optimiser groups: `params`, `lr_factor`, `name`; `body_lr_factor` overrides the agent's own"
+        groups = []
+        for part_name, part in self.parts.items():
+            role = "critic" if part_name.startswith("value") else "actor"
+            factor = _factor(self.params, "agent_lr_factor", role)
+            is_body = part_name.endswith("body")
+            if is_body:
+                factor *= (
+                    _factor(self.params, "body_lr_factor", role)
+                    if body_lr_factor is None
+                    else getattr(body_lr_factor, role)
+                )
+            children = {c: m for c, m in part.named_children() if hasattr(self.params, f"{c}_lr_factor")}
+            own = {id(p) for m in children.values() for p in m.parameters()}
+            split = {
+                f"{part_name}.{c}": (
+                    list(m.parameters()),
+                    factor * _factor(self.params, f"{c}_lr_factor", role),
+                )
+                for c, m in children.items()
+            }
+            split[part_name] = ([p for p in part.parameters() if id(p) not in own], factor)
+            groups += [
+                {"params": ps, "lr_factor": f, "name": f"{self.name}.{n}"}
+                for n, (ps, f) in split.items()
+                if ps
+            ]
+        return groups
+
+    def _repr_html_(self) -> str:
+        head = f"<h4>{self.name}</h4>{type(self.params).__name__}, {self.num_parameters:,} parameters<br>"
+        return head + "".join(
+            f"<details open><summary>{n}</summary>{p._repr_html_()}</details>" for n, p in self.parts.items()
+        )
+
 # %% ../../nbs/60_agents/00_parts.ipynb #c021
 def _factor(params: Parameters, name: str, role: str) -> float:
     factors = getattr(params, name, None)
     return 1.0 if factors is None else getattr(factors, role)
 
-
-@patch
-def lr_groups(self: Agent, body_lr_factor: LrFactors | None = None) -> list[dict]:
-    "Optimiser groups: `params`, `lr_factor`, `name`; `body_lr_factor` overrides the agent's own"
-    groups = []
-    for part_name, part in self.parts.items():
-        role = "critic" if part_name.startswith("value") else "actor"
-        factor, is_body = _factor(self.params, "agent_lr_factor", role), part_name.endswith("body")
-        if is_body:
-            factor *= (
-                _factor(self.params, "body_lr_factor", role)
-                if body_lr_factor is None
-                else getattr(body_lr_factor, role)
-            )
-        children = {c: m for c, m in part.named_children() if hasattr(self.params, f"{c}_lr_factor")}
-        own = {id(p) for m in children.values() for p in m.parameters()}
-        split = {
-            f"{part_name}.{c}": (list(m.parameters()), factor * _factor(self.params, f"{c}_lr_factor", role))
-            for c, m in children.items()
-        }
-        split[part_name] = ([p for p in part.parameters() if id(p) not in own], factor)
-        groups += [
-            {"params": ps, "lr_factor": f, "name": f"{self.name}.{n}"} for n, (ps, f) in split.items() if ps
-        ]
-    return groups
-
 # %% ../../nbs/60_agents/00_parts.ipynb #c023
-@patch
-def shape_flow(self: AgentPart, inputs: dict[str, Tensor]) -> list[tuple[str, str, tuple[int, ...]]]:
-    "Rows (name, kind, shape): inputs, every module that runs, outputs"
-    rows, hooks = [(k, "input", tuple(inputs[k].shape)) for k in self.in_keys if k in inputs], []
-    for name, module in self.named_modules():
-        if name and not list(module.children()):
-
-            def note(m, args, out, name=name):
-                rows.append((name, type(m).__name__, tuple(out.shape)))
-
-            hooks.append(module.register_forward_hook(note))
-    try:
-        with torch.no_grad():
-            out = self(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return rows + [(k, "output", tuple(v.shape)) for k, v in out.items()]
-
-
 # What the dimensions of a part's inputs and outputs are; others are as the scenario's instances have them
 DIMENSIONS = {
     "x": "B round channel position *space", "message": "B channel position *space", "round": "B", "value": "B", "instance_repr": "B part d",
@@ -318,20 +338,3 @@ DIMENSIONS = {
 def with_dimensions(keys: tuple[str, ...]) -> str:
     "Keys with their dimensions, for display"
     return ", ".join(f"<code>{k}</code> [{DIMENSIONS.get(k, 'B …')}]" for k in keys) or "nothing"
-
-
-@patch
-def _repr_html_(self: AgentPart) -> str:
-    head = f"<b>{type(self).__name__}</b> of {self.agent_name}: {self.num_parameters:,} parameters<br>"
-    keys = f"reads {with_dimensions(self.in_keys)}<br>gives {with_dimensions(self.out_keys)}"
-    size = lambda module: f"{sum(p.numel() for p in module.parameters()):,}"
-    rows = [(n, escape(repr(m).splitlines()[0].rstrip("(")), size(m)) for n, m in self.named_children()]
-    return head + keys + (html_table(["module", "kind", "parameters"], rows) if rows else "")
-
-# %% ../../nbs/60_agents/00_parts.ipynb #c024
-@patch
-def _repr_html_(self: Agent) -> str:
-    head = f"<h4>{self.name}</h4>{type(self.params).__name__}, {self.num_parameters:,} parameters<br>"
-    return head + "".join(
-        f"<details open><summary>{n}</summary>{p._repr_html_()}</details>" for n, p in self.parts.items()
-    )

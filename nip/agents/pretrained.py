@@ -41,7 +41,8 @@ class PretrainedModel:
         name: str,  # What comes after the colon, or the registered name
         dataset: str,  # Whose pictures it is to see
     ):
-        self.name, self.dataset = name, dataset
+        self.name = name
+        self.dataset = dataset
 
     def load(self, device: str) -> None:
         "Whatever takes time or a network"
@@ -74,7 +75,8 @@ def pretrained_model(name: str, dataset: str) -> PretrainedModel:
     "The model that a name means, not loaded yet: a registered one, `kind:rest`, or `user/model_dataset` of a hub (timm's)"
     kind, _, rest = name.partition(":")
     if kind not in pretrained_models and "/" in name and "://" not in name:
-        kind, rest = "timm", name
+        kind = "timm"
+        rest = name
     if kind not in pretrained_models:
         valid = [
             *pretrained_models,
@@ -104,7 +106,9 @@ def embedding_key(name: str) -> str:
 def run_through(model: PretrainedModel, images: Tensor, settings) -> Tensor:
     "Embeddings `[N c h w]` of `images [N channel height width]` (bytes), on the disk while they are made"
     model.load(settings.device)
-    batches, out, start = images.split(settings.pretrained_embeddings_batch_size), None, 0
+    batches = images.split(settings.pretrained_embeddings_batch_size)
+    out = None
+    start = 0
     for batch in settings.tqdm_func(batches, desc=f"embeddings of {model.name}", unit="batch"):
         with torch.no_grad():
             found = model.embed(batch.to(settings.device).float() / 255).float().cpu()
@@ -126,7 +130,10 @@ def embeddings(model: PretrainedModel, pictures, split: str, settings) -> Tensor
         / f"{split}-{embedding_key(model.name)}-{key}"
     )
     images = pictures.td[split]["image"]
-    make = lambda: TensorDict({"embedding": run_through(model, images, settings)}, [len(images)])
+
+    def make():
+        return TensorDict({"embedding": run_through(model, images, settings)}, [len(images)])
+
     return cached(folder, make, meta=meta, ignore_cache=settings.ignore_cache)["embedding"]
 
 # %% ../../nbs/60_agents/06_pretrained.ipynb #c016
@@ -142,8 +149,10 @@ def with_embeddings(scenario, datasets: Iterable[Dataset], names: Iterable[str])
     for split, data in zip(("train", "test"), datasets):
         lacking = [n for n in names if embedding_key(n) not in data.keys()]
         if lacking:
-            pictures, td = scenario.pictures(), data.td.copy()
-            split, ids = pictures.split_name(split), data.td["id"].cpu()
+            pictures = scenario.pictures()
+            td = data.td.copy()
+            split = pictures.split_name(split)
+            ids = data.td["id"].cpu()
             if not torch.equal(pictures.td[split]["image"][ids], td["image"].cpu()):
                 raise ValueError(
                     f"{data.description} are not pictures of {pictures.name}: there are no embeddings of them"
@@ -168,9 +177,10 @@ def prepared_images(images: Tensor, channels: int, size: tuple[int, int] | None,
         images = images.mean(1, keepdim=True).expand(-1, channels, -1, -1)
     if size and images.shape[-2:] != tuple(size):
         images = F.interpolate(images, tuple(size), mode="bilinear", antialias=True)
-    by_channel = lambda values: torch.as_tensor(values, dtype=images.dtype, device=images.device).view(
-        -1, 1, 1
-    )
+
+    def by_channel(values):
+        return torch.as_tensor(values, dtype=images.dtype, device=images.device).view(-1, 1, 1)
+
     return (images - by_channel(mean)) / by_channel(std)
 
 
@@ -238,14 +248,17 @@ class TransformersModel(PretrainedModel):
         from transformers import AutoModel
         from transformers.utils import cached_file
 
-        find = lambda where: cached_file(where, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)  # fmt: skip
+        def find(where):
+            return cached_file(where, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+
         path = self.fetch(find)
         self.processor = json.loads(Path(path).read_text()) if path else {}
         self.network = self.fetch(AutoModel.from_pretrained).to(device).eval()
 
     def embed(self, images):
         size = input_size(self.processor, self.config) or images.shape[-2:]
-        channels, patch = getattr(self.config, "num_channels", 3), getattr(self.config, "patch_size", 1)
+        channels = getattr(self.config, "num_channels", 3)
+        patch = getattr(self.config, "patch_size", 1)
         mean, std = (self.processor.get(k) or [0.5] * channels for k in ("image_mean", "image_std"))
         features = self.network(prepared_images(images, channels, size, mean, std)).last_hidden_state
         return as_map(features, (size[0] // patch, size[1] // patch))

@@ -10,7 +10,6 @@ import random
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from fastcore.basics import patch
 from functools import cache
 from ..core.registry import Registry
 from ..parameters.hyper_params import register_parameters
@@ -27,7 +26,8 @@ __all__ = ['DECISION', 'prompt_sets', 'VERIFIER', 'PROVER', 'LAST_TURN', 'BRIEF_
 # %% ../../nbs/60_agents/02_prompts.ipynb #c006
 def human_names(protocol: ProtocolHandler) -> dict[str, str]:
     "Agent → its name in prompts"
-    provers, names = protocol.prover_names, {}
+    provers = protocol.prover_names
+    names = {}
     alone = len(provers) == 1 or protocol.provers_are_anonymous
     for agent in protocol.agent_names:
         number = provers.index(agent) + 1 if agent in provers else None
@@ -54,17 +54,22 @@ def listeners(protocol: ProtocolHandler, agent: str, channel: str) -> list[str]:
 
 def addressees(protocol: ProtocolHandler, agent: str, channel: str) -> list[str]:
     "To whom `agent` speaks in a channel: those who speak there too, or else all who see it"
-    c, here = protocol.message_channel_names.index(channel), listeners(protocol, agent, channel)
+    c = protocol.message_channel_names.index(channel)
+    here = listeners(protocol, agent, channel)
     speak = protocol.active[..., c].flatten(0, 1).any(0).tolist()  # [agent]
     return [a for a in here if speak[protocol.agent_names.index(a)]] or here
 
 
 def headers(protocol: ProtocolHandler, agent: str) -> dict[str, str]:
     "Channel → the header under which `agent` writes for it"
-    names, channels = human_names(protocol), [c for a, c in protocol.agent_channel_visibility if a == agent]
+    names = human_names(protocol)
+    channels = [c for a, c in protocol.agent_channel_visibility if a == agent]
     what = "Question" if agent in protocol.decider_names else "Message"
     to = {c: listed(names[a] for a in found) for c in channels if (found := addressees(protocol, agent, c))}
-    unique = lambda c: list(to.values()).count(to[c]) == 1
+
+    def unique(c):
+        return list(to.values()).count(to[c]) == 1
+
     return {c: f"{what} for {to[c]}{'' if unique(c) else f' in {c}'}:" for c in to}
 
 # %% ../../nbs/60_agents/02_prompts.ipynb #c012
@@ -98,95 +103,93 @@ class ReplyFormat:
         decision = NO_DECISION if grade == 0.5 else ACCEPT if grade > 0.5 else REJECT
         return Said({}, decision, grade if len(self.verdicts) > 2 else math.nan)
 
-# %% ../../nbs/60_agents/02_prompts.ipynb #c013
-@patch
-def explain(self: ReplyFormat) -> str:
-    "The format, in words"
-    words, lines = list(self.verdicts), []
-    if len(self.headers) > 1 and not self.must_decide:
-        shown = "\n".join(f"{header} ..." for _, header in self.headers)
-        lines.append(
-            f"Write {'all' if len(self.headers) > 2 else 'both'} of these headers, each with your text behind it:\n{shown}"
-        )
-    if self.may_decide:
-        grades = f"a whole number from {words[0]} (certainly wrong) to {words[-1]} (certainly right)"
-        options = grades if words[0].isdigit() else f"one of: {', '.join(words)}"
-        two = " or ".join(f'"Decision: {word}"' for word in reversed(words))
-        how = (
-            f"write {two} and nothing else."
-            if len(words) == 2
-            else f'write "Decision: " and {options}. Write nothing else then.'
-        )
-        lines.append(f"To decide, {how}" if self.must_decide else f"If you have no more questions, {how}")
-    return "\n".join(lines)
+    def explain(self) -> str:
+        "The format, in words"
+        words = list(self.verdicts)
+        lines = []
+        if len(self.headers) > 1 and not self.must_decide:
+            shown = "\n".join(f"{header} ..." for _, header in self.headers)
+            lines.append(
+                f"Write {'all' if len(self.headers) > 2 else 'both'} of these headers, each with your text behind it:\n{shown}"
+            )
+        if self.may_decide:
+            grades = f"a whole number from {words[0]} (certainly wrong) to {words[-1]} (certainly right)"
+            options = grades if words[0].isdigit() else f"one of: {', '.join(words)}"
+            two = " or ".join(f'"Decision: {word}"' for word in reversed(words))
+            how = (
+                f"write {two} and nothing else."
+                if len(words) == 2
+                else f'write "Decision: " and {options}. Write nothing else then.'
+            )
+            lines.append(f"To decide, {how}" if self.must_decide else f"If you have no more questions, {how}")
+        return "\n".join(lines)
 
+    def write(self, said: Said) -> str:
+        "A reply that says it"
+        if said.decision != NO_DECISION or not math.isnan(said.grade):
+            grade = float(said.decision) if math.isnan(said.grade) else said.grade
+            return f"Decision: {min(self.verdicts, key=lambda word: abs(self.verdicts[word] - grade))}"
+        named = len(self.headers) > 1
+        return "\n\n".join(
+            f"{header} {said.texts[c]}" if named else said.texts[c]
+            for c, header in self.headers
+            if c in said.texts
+        )
 
-@patch
-def write(self: ReplyFormat, said: Said) -> str:
-    "A reply that says it"
-    if said.decision != NO_DECISION or not math.isnan(said.grade):
-        grade = float(said.decision) if math.isnan(said.grade) else said.grade
-        return f"Decision: {min(self.verdicts, key=lambda word: abs(self.verdicts[word] - grade))}"
-    named = len(self.headers) > 1
-    return "\n\n".join(
-        f"{header} {said.texts[c]}" if named else said.texts[c]
-        for c, header in self.headers
-        if c in said.texts
-    )
+    def read(self, text: str) -> Said | None:
+        "What a reply says; None where it cannot be understood"
+        text = text.strip()
+        found = list(DECISION.finditer(text)) if self.is_decider else []
+        if found:
+            words = sorted(self.verdicts, key=len, reverse=True)
+            after = [text[m.end() :].lower() for m in found]
+            meant = {next((w for w in words if re.match(rf"{w}(?![\w.]*\w)", rest)), None) for rest in after}
+            return (
+                self.said(meant.pop()) if self.may_decide and len(meant) == 1 and None not in meant else None
+            )
+        if len(self.headers) == 1:
+            return Said({self.headers[0][0]: text}) if text else None
+        return self._cut(text)
+
+    def _cut(self, text: str) -> Said | None:
+        "Messages under their headers, all of which must be there, once"
+        places = [
+            (m.start(), m.end(), c)
+            for c, h in self.headers
+            for m in re.finditer(re.escape(h), text, re.IGNORECASE)
+        ]
+        ends = [start for start, _, _ in sorted(places)[1:]] + [len(text)]
+        texts = {c: text[start:end].strip() for (_, start, c), end in zip(sorted(places), ends)}
+        return Said(texts) if len(places) == len(texts) == len(self.headers) and all(texts.values()) else None
+
+    def made_up(self, seed: int) -> str:
+        "A reply of this format, at random"
+        rng = random.Random(seed)
+        if self.may_decide and (self.must_decide or rng.random() < 0.4):
+            return f"Decision: {rng.choice(list(self.verdicts))}"
+
+        def words():
+            return " ".join(
+                rng.choices("perhaps look at the loop index return value of edge case zero".split(), k=6)
+            )
+
+        return self.write(Said({c: words() for c, _ in self.headers}))
 
 # %% ../../nbs/60_agents/02_prompts.ipynb #c014
 DECISION = re.compile(r"decision\s*:\W*", re.IGNORECASE)
 
-
-@patch
-def read(self: ReplyFormat, text: str) -> Said | None:
-    "What a reply says; None where it cannot be understood"
-    text = text.strip()
-    found = list(DECISION.finditer(text)) if self.is_decider else []
-    if found:
-        words = sorted(self.verdicts, key=len, reverse=True)
-        after = [text[m.end() :].lower() for m in found]
-        meant = {next((w for w in words if re.match(rf"{w}(?![\w.]*\w)", rest)), None) for rest in after}
-        return self.said(meant.pop()) if self.may_decide and len(meant) == 1 and None not in meant else None
-    if len(self.headers) == 1:
-        return Said({self.headers[0][0]: text}) if text else None
-    return self._cut(text)
-
-
-@patch
-def _cut(self: ReplyFormat, text: str) -> Said | None:
-    "Messages under their headers, all of which must be there, once"
-    places = [
-        (m.start(), m.end(), c)
-        for c, h in self.headers
-        for m in re.finditer(re.escape(h), text, re.IGNORECASE)
-    ]
-    ends = [start for start, _, _ in sorted(places)[1:]] + [len(text)]
-    texts = {c: text[start:end].strip() for (_, start, c), end in zip(sorted(places), ends)}
-    return Said(texts) if len(places) == len(texts) == len(self.headers) and all(texts.values()) else None
-
-# %% ../../nbs/60_agents/02_prompts.ipynb #c019
-@patch
-def made_up(self: ReplyFormat, seed: int) -> str:
-    "A reply of this format, at random"
-    rng = random.Random(seed)
-    if self.may_decide and (self.must_decide or rng.random() < 0.4):
-        return f"Decision: {rng.choice(list(self.verdicts))}"
-    words = lambda: " ".join(
-        rng.choices("perhaps look at the loop index return value of edge case zero".split(), k=6)
-    )
-    return self.write(Said({c: words() for c, _ in self.headers}))
-
 # %% ../../nbs/60_agents/02_prompts.ipynb #c022
 def reply_format(protocol: ProtocolHandler, agent: str, round: int, seed: int) -> ReplyFormat:
     "The format of the reply of `agent` in `round` of an episode of seed `seed`"
-    variant, i = seed % protocol.num_variants, protocol.agent_names.index(agent)
+    variant = seed % protocol.num_variants
+    i = protocol.agent_names.index(agent)
     speaks = protocol.active[variant, :, i].any(-1).tolist()  # [round]
     here = {
         protocol.message_channel_names[c]
         for c in protocol.active[variant, round, i].nonzero().flatten().tolist()
     }
-    heads, decides = headers(protocol, agent), agent in protocol.decider_names
+    heads = headers(protocol, agent)
+    decides = agent in protocol.decider_names
     order = [c for c in protocol.channel_order(agent, round, seed) if c in here]
     counts = decides and round >= protocol.min_message_rounds - 1
     return ReplyFormat(tuple((c, heads.get(c, "")) for c in order), counts, counts and not any(speaks[round + 1 :]), decides, protocol.common.verdict_scale)  # fmt: skip
@@ -298,15 +301,19 @@ def template_of(templates: Mapping[str, str], protocol: ProtocolHandler, agent: 
 # %% ../../nbs/60_agents/02_prompts.ipynb #c033
 def facts(protocol: ProtocolHandler, agent: str, params, stance: int = 1) -> dict[str, object]:
     "What templates may use, beside the text of an instance"
-    names, verdicts, words = (
-        human_names(protocol),
-        getattr(protocol, "prover_verdicts", {}),
-        ("reject", "accept"),
-    )
+    names = human_names(protocol)
+    verdicts = getattr(protocol, "prover_verdicts", {})
+    words = ("reject", "accept")
     heard = {a for c in headers(protocol, agent) for a in listeners(protocol, agent, c)}
-    argues = lambda a: words[verdicts[a] if stance else 1 - verdicts[a]] if a in verdicts else ""
+
+    def argues(a):
+        return words[verdicts[a] if stance else 1 - verdicts[a]] if a in verdicts else ""
+
     others = [a for a in protocol.prover_names if a != agent]
-    named = lambda agents: listed(names[a] for a in agents) if agents else ""
+
+    def named(agents):
+        return listed(names[a] for a in agents) if agents else ""
+
     turns = int(protocol.active[:, :, protocol.agent_names.index("verifier")].any(-1).sum(-1).max())
     return {
         "name": names[agent], "verifier": names["verifier"], "agent_stance_string": argues(agent),
@@ -359,7 +366,8 @@ class Speaker:
 
     def heard(self, turn: Turn) -> str:
         "A turn of somebody else, with the speaker's name where there are several whom the agent may hear"
-        p, names = self.protocol, human_names(self.protocol)
+        p = self.protocol
+        names = human_names(self.protocol)
         sees = {c for a, c in p.agent_channel_visibility if a == self.agent}
         where = {
             (p.agent_names[a], p.message_channel_names[c])
@@ -378,42 +386,38 @@ class Speaker:
             else turn.text
         )
 
+    def history(self, transcript: Transcript, seed: int) -> list[dict[str, str]]:
+        "What was said so far, as messages"
+        messages = []
+        for round in dict.fromkeys(turn.round for turn in transcript.turns):
+            turns = [t for t in transcript.turns if t.round == round]
+            own = {t.channel: t.text for t in turns if t.agent == self.agent}
+            if own:
+                said = reply_format(self.protocol, self.agent, round, seed).write(Said(own))
+                messages.append({"role": "assistant", "content": said})
+            order = self.protocol.channel_order(self.agent, round, seed)
+            others = sorted((t for t in turns if t.agent != self.agent), key=lambda t: order.index(t.channel))
+            messages += [{"role": "user", "content": self.heard(t)} for t in others]
+        return messages
+
+    def messages(
+        self, instance: Mapping[str, str], transcript: Transcript, round: int, seed: int, stance: int = 1
+    ) -> list[dict[str, str]]:
+        "What the model is sent in `round`"
+        form = reply_format(self.protocol, self.agent, round, seed)
+        first = [
+            {"role": "system", "content": self.system(instance, stance)},
+            {"role": "user", "content": render(self.templates["instance"], **instance)},
+        ]
+        notice = form.must_decide and self.supervisor != "none"
+        last = [
+            {"role": self.supervisor, "content": render(self.templates["last_turn"], format=form.explain())}
+        ] * notice
+        how = "" if notice else form.explain()
+        told = [*first, *self.history(transcript, seed), *last]
+        return joined(told if not how else [*told, {"role": "user", "content": how}])
+
 # %% ../../nbs/60_agents/02_prompts.ipynb #c038
-@patch
-def history(self: Speaker, transcript: Transcript, seed: int) -> list[dict[str, str]]:
-    "What was said so far, as messages"
-    messages = []
-    for round in dict.fromkeys(turn.round for turn in transcript.turns):
-        turns = [t for t in transcript.turns if t.round == round]
-        own = {t.channel: t.text for t in turns if t.agent == self.agent}
-        if own:
-            said = reply_format(self.protocol, self.agent, round, seed).write(Said(own))
-            messages.append({"role": "assistant", "content": said})
-        order = self.protocol.channel_order(self.agent, round, seed)
-        others = sorted((t for t in turns if t.agent != self.agent), key=lambda t: order.index(t.channel))
-        messages += [{"role": "user", "content": self.heard(t)} for t in others]
-    return messages
-
-
-@patch
-def messages(
-    self: Speaker, instance: Mapping[str, str], transcript: Transcript, round: int, seed: int, stance: int = 1
-) -> list[dict[str, str]]:
-    "What the model is sent in `round`"
-    form = reply_format(self.protocol, self.agent, round, seed)
-    first = [
-        {"role": "system", "content": self.system(instance, stance)},
-        {"role": "user", "content": render(self.templates["instance"], **instance)},
-    ]
-    notice = form.must_decide and self.supervisor != "none"
-    last = [
-        {"role": self.supervisor, "content": render(self.templates["last_turn"], format=form.explain())}
-    ] * notice
-    how = "" if notice else form.explain()
-    told = [*first, *self.history(transcript, seed), *last]
-    return joined(told if not how else [*told, {"role": "user", "content": how}])
-
-
 def joined(messages: Iterable[Mapping[str, str]]) -> list[dict[str, str]]:
     "The same, where messages of one role in a row are one"
     out: list[dict[str, str]] = []

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from fastcore.basics import patch
 from html import escape
 from .text_agent import PureTextAgentParameters
 from ..core.display import html_table
-from ..language_models.fine_tuning import FineTuner, FineTuningJob, FineTuningParameters, JobStatus, fine_tuners, wait
+from nip.language_models.fine_tuning import (
+    FineTuner,
+    FineTuningJob,
+    FineTuningParameters,
+    JobStatus,
+    fine_tuners,
+    wait,
+)
 from ..parameters.settings import ExperimentSettings
 from ..parameters.validation import ParameterError
 from typing import Any
@@ -36,14 +42,15 @@ class PureTextSharedModelGroup:
         parameters: FineTuningParameters | None = None,
         from_scratch: bool = True,  # Whether each job begins from the base model, and not from the last one
     ):
-        self.name, self.agent_names, self.base_model = name, tuple(agent_names), base_model
-        self.tuner, self.parameters, self.from_scratch = (
-            tuner,
-            parameters or FineTuningParameters(),
-            from_scratch,
-        )
+        self.name = name
+        self.agent_names = tuple(agent_names)
+        self.base_model = base_model
+        self.tuner = tuner
+        self.parameters = parameters or FineTuningParameters()
+        self.from_scratch = from_scratch
         self.models: list[str] = []  # All that were made, in order
-        self.job_id, self.status = None, JobStatus("none")
+        self.job_id = None
+        self.status = JobStatus("none")
 
     @property
     def model(self) -> str:
@@ -59,45 +66,71 @@ class PureTextSharedModelGroup:
         "Whether there is a job that has not ended"
         return self.status.state in ("pending", "running")
 
-# %% ../../nbs/60_agents/07_shared_models.ipynb #c009
-@patch
-def create_job(
-    self: PureTextSharedModelGroup,
-    lines: Iterable[dict],  # What to learn from, of all agents of the group
-    method: str = "supervised",  # Or "dpo"
-    suffix: str = "",  # Of the new model's name: run and iteration
-    seed: int = 0,
-) -> bool:  # Whether there is a job now
-    "Begin to fine-tune, unless the agents are frozen or there is too little to learn from"
-    lines = tuple(lines)
-    if self.frozen or len(lines) < self.parameters.min_examples:
-        self.job_id, self.status = None, JobStatus("none")
-        return False
-    begin = self.base_model if self.from_scratch else self.model
-    self.job_id = self.tuner.create(FineTuningJob(begin, lines, method, suffix, seed, self.parameters))
-    self.status = JobStatus("pending")
-    return True
+    def create_job(
+        self,
+        lines: Iterable[dict],  # What to learn from, of all agents of the group
+        method: str = "supervised",  # Or "dpo"
+        suffix: str = "",  # Of the new model's name: run and iteration
+        seed: int = 0,
+    ) -> bool:  # Whether there is a job now
+        "Begin to fine-tune, unless the agents are frozen or there is too little to learn from"
+        lines = tuple(lines)
+        if self.frozen or len(lines) < self.parameters.min_examples:
+            self.job_id = None
+            self.status = JobStatus("none")
+            return False
+        begin = self.base_model if self.from_scratch else self.model
+        self.job_id = self.tuner.create(FineTuningJob(begin, lines, method, suffix, seed, self.parameters))
+        self.status = JobStatus("pending")
+        return True
 
-# %% ../../nbs/60_agents/07_shared_models.ipynb #c011
-@patch
-def refresh(self: PureTextSharedModelGroup) -> JobStatus:
-    "See how far the job is; when it has succeeded, its model is the agents'. Raises `FineTuningError` if it failed or was cancelled"
-    if self.active:
-        self.status = self.tuner.poll(self.job_id)
-        if self.status.state == "succeeded":
-            self.models.append(self.status.model)
-        elif self.status.state in ("failed", "cancelled"):
-            why = self.status.error or "no reason is given"
-            raise FineTuningError(f"job {self.job_id} of {self.name!r}: {self.status.state}, {why}")
-    return self.status
+    def refresh(self) -> JobStatus:
+        "See how far the job is; when it has succeeded, its model is the agents'. Raises `FineTuningError` if it failed or was cancelled"
+        if self.active:
+            self.status = self.tuner.poll(self.job_id)
+            if self.status.state == "succeeded":
+                self.models.append(self.status.model)
+            elif self.status.state in ("failed", "cancelled"):
+                why = self.status.error or "no reason is given"
+                raise FineTuningError(f"job {self.job_id} of {self.name!r}: {self.status.state}, {why}")
+        return self.status
 
+    def cancel(self):
+        "End the job, if there is one"
+        if self.active:
+            self.tuner.cancel(self.job_id)
+            self.status = replace(self.status, state="cancelled")
 
-@patch
-def cancel(self: PureTextSharedModelGroup):
-    "End the job, if there is one"
-    if self.active:
-        self.tuner.cancel(self.job_id)
-        self.status = replace(self.status, state="cancelled")
+    def state(self) -> dict[str, Any]:
+        "What has come of the group, as JSON can hold it"
+        return {
+            "base_model": self.base_model,
+            "models": list(self.models),
+            "job_id": self.job_id,
+            "status": vars(self.status).copy(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]):
+        "Go on from `state`; raises `ParameterError` for one of another base model"
+        if state["base_model"] != self.base_model:
+            raise ParameterError(
+                f"shared models.{self.name}",
+                state["base_model"],
+                f"must be the group's base model {self.base_model!r}",
+            )
+        self.models = list(state["models"])
+        self.job_id = state["job_id"]
+        self.status = JobStatus(**state["status"])
+
+    def _repr_html_(self) -> str:
+        made = " → ".join(f"<code>{escape(name)}</code>" for name in (self.base_model, *self.models))
+        job = "frozen" if self.frozen else f"{self.status.state} {self.job_id or ''}".strip()
+        return html_table(
+            ["agents", "models", "job"], [[escape(", ".join(self.agent_names)), made, escape(job)]], self.name
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name}: {', '.join(self.agent_names)}; {self.model}; {'frozen' if self.frozen else self.status.state})"
 
 # %% ../../nbs/60_agents/07_shared_models.ipynb #c014
 def await_jobs(
@@ -106,7 +139,9 @@ def await_jobs(
     poll_seconds: float = 1.0,  # From one look to the next; it grows to a minute
 ) -> bool:  # Whether all have ended; False if the run was asked to stop
     "Wait until no group has a job any more"
-    groups, settings, share = list(groups), settings or ExperimentSettings(), 0
+    groups = list(groups)
+    settings = settings or ExperimentSettings()
+    share = 0
     bar = settings.tqdm_func(total=100, desc="fine-tuning", leave=False)
     try:
         while active := [group for group in groups if group.active]:
@@ -121,47 +156,6 @@ def await_jobs(
         return True
     finally:
         bar.close()
-
-# %% ../../nbs/60_agents/07_shared_models.ipynb #c016
-@patch
-def state(self: PureTextSharedModelGroup) -> dict[str, Any]:
-    "What has come of the group, as JSON can hold it"
-    return {
-        "base_model": self.base_model,
-        "models": list(self.models),
-        "job_id": self.job_id,
-        "status": vars(self.status).copy(),
-    }
-
-
-@patch
-def load_state(self: PureTextSharedModelGroup, state: Mapping[str, Any]):
-    "Go on from `state`; raises `ParameterError` for one of another base model"
-    if state["base_model"] != self.base_model:
-        raise ParameterError(
-            f"shared models.{self.name}",
-            state["base_model"],
-            f"must be the group's base model {self.base_model!r}",
-        )
-    self.models, self.job_id, self.status = (
-        list(state["models"]),
-        state["job_id"],
-        JobStatus(**state["status"]),
-    )
-
-# %% ../../nbs/60_agents/07_shared_models.ipynb #c018
-@patch
-def _repr_html_(self: PureTextSharedModelGroup) -> str:
-    made = " → ".join(f"<code>{escape(name)}</code>" for name in (self.base_model, *self.models))
-    job = "frozen" if self.frozen else f"{self.status.state} {self.job_id or ''}".strip()
-    return html_table(
-        ["agents", "models", "job"], [[escape(", ".join(self.agent_names)), made, escape(job)]], self.name
-    )
-
-
-@patch
-def __repr__(self: PureTextSharedModelGroup) -> str:
-    return f"{type(self).__name__}({self.name}: {', '.join(self.agent_names)}; {self.model}; {'frozen' if self.frozen else self.status.state})"
 
 # %% ../../nbs/60_agents/07_shared_models.ipynb #c021
 SHARED = (
@@ -184,7 +178,8 @@ def shared_members(
         if name != first:
             members[group].append(name)
         for field in SHARED:
-            ours, theirs = getattr(params, field), getattr(agents[first], field)
+            ours = getattr(params, field)
+            theirs = getattr(agents[first], field)
             if ours != theirs:
                 why = (
                     f"must be as of {first!r} ({theirs!r}), which is in the same shared model group {group!r}"
@@ -200,7 +195,9 @@ def build_shared_model_groups(
     tuners: Mapping[str, FineTuner] | None = None,  # By provider; for others, one is made
 ) -> dict[str, PureTextSharedModelGroup]:  # By name
     "The shared model groups of an experiment; raises `ParameterError` for agents of a provider that cannot fine-tune, unless they are frozen"
-    groups, tuners, parameters = {}, dict(tuners or {}), parameters or FineTuningParameters()
+    groups = {}
+    tuners = dict(tuners or {})
+    parameters = parameters or FineTuningParameters()
     for name, members in shared_members(agents).items():
         params = agents[members[0]]
         tuner = None if params.freeze_agent else _tuner(members[0], params, settings, tuners)

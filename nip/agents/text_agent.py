@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from fastcore.basics import patch
 from html import escape
 from .parts import AgentParameters, PartContext, WholeAgent
 from .prompts import ReplyFormat, Said, Speaker, human_names, reply_format
@@ -99,7 +98,9 @@ class TextAgent(WholeAgent):
         | None = None,  # Model name → the model; None: replies are made up
     ):
         super().__init__(context)
-        self.speaker, self.instance_keys, self.connect = speaker, instance_keys, connect
+        self.speaker = speaker
+        self.instance_keys = instance_keys
+        self.connect = connect
         self.in_keys = ("transcript", "round", "seed", "stance", "draw", *instance_keys)
         self.model_name = getattr(context.params, "model_name", "")  # As it is now: fine-tuning changes it
 
@@ -112,47 +113,60 @@ class TextAgent(WholeAgent):
         "A turn in each game: `inputs` has a list for each of `in_keys`"
         return take_turns([(self, asked) for asked in self.asked(inputs)])
 
-# %% ../../nbs/60_agents/03_text_agent.ipynb #c011
-@patch
-def asked(self: TextAgent, inputs: Mapping[str, list]) -> list[Asked]:
-    "The turns that it is to take, one per game"
-    column = lambda values: values.tolist() if isinstance(values, Tensor) else values
-    games = [dict(zip(self.in_keys, game)) for game in zip(*(column(inputs[k]) for k in self.in_keys))]
-    found = []
-    for game in games:
-        instance, place = {k: game[k] for k in self.instance_keys}, (game["round"], game["seed"])
-        messages = self.speaker.messages(instance, game["transcript"], *place, game["stance"])
-        form = reply_format(self.speaker.protocol, self.agent_name, *place)
-        found.append(Asked(messages, form, derive_seed(game["draw"], self.agent_name, game["round"])))
-    return found
+    def asked(self, inputs: Mapping[str, list]) -> list[Asked]:
+        "The turns that it is to take, one per game"
 
+        def column(values):
+            return values.tolist() if isinstance(values, Tensor) else values
 
-@patch
-def request(self: TextAgent, asked: Asked, attempt: int) -> ChatRequest:
-    "The question for its model; another attempt is another draw"
-    p, seed = self.context.params, derive_seed(asked.seed, "attempt", attempt) % 2**31
-    return ChatRequest(
-        tuple(asked.messages), Sampling(p.temperature, p.top_p, p.max_tokens, seed, p.repetition_penalty)
-    )
+        games = [dict(zip(self.in_keys, game)) for game in zip(*(column(inputs[k]) for k in self.in_keys))]
+        found = []
+        for game in games:
+            instance = {k: game[k] for k in self.instance_keys}
+            place = (game["round"], game["seed"])
+            messages = self.speaker.messages(instance, game["transcript"], *place, game["stance"])
+            form = reply_format(self.speaker.protocol, self.agent_name, *place)
+            found.append(Asked(messages, form, derive_seed(game["draw"], self.agent_name, game["round"])))
+        return found
 
+    def request(self, asked: Asked, attempt: int) -> ChatRequest:
+        "The question for its model; another attempt is another draw"
+        p = self.context.params
+        seed = derive_seed(asked.seed, "attempt", attempt) % 2**31
+        return ChatRequest(
+            tuple(asked.messages), Sampling(p.temperature, p.top_p, p.max_tokens, seed, p.repetition_penalty)
+        )
 
-@patch
-def reply(self: TextAgent, asked: Asked, answer: ChatReply, attempt: int) -> Reply:
-    "What an answer comes to"
-    said = None if answer.finish_reason == "content_filter" else asked.format.read(answer.text)
-    return Reply(asked, said or Said(), answer.text, said is not None, attempt, answer.finish_reason == "length",
-                 answer.prompt_tokens, answer.completion_tokens)  # fmt: skip
+    def reply(self, asked: Asked, answer: ChatReply, attempt: int) -> Reply:
+        "What an answer comes to"
+        said = None if answer.finish_reason == "content_filter" else asked.format.read(answer.text)
+        return Reply(asked, said or Said(), answer.text, said is not None, attempt, answer.finish_reason == "length",
+                     answer.prompt_tokens, answer.completion_tokens)  # fmt: skip
+
+    def _repr_html_(self) -> str:
+        p = self.context.params
+        names = human_names(self.speaker.protocol)
+        model = (
+            f"<code>{escape(self.model_name)}</code> of {escape(p.model_provider)}"
+            if self.connect
+            else "no model: replies are made up"
+        )
+        return f"<b>{type(self).__name__}</b> of {self.agent_name}, called {names[self.agent_name]}: {model}"
 
 # %% ../../nbs/60_agents/03_text_agent.ipynb #c013
 def answers(turns: list[tuple[TextAgent, Asked]], attempt: int) -> list[ChatReply]:
     "One answer to each turn, from the models of their agents"
-    found, by_model = [None] * len(turns), {}
+    found = [None] * len(turns)
+    by_model = {}
     for i, (agent, asked) in enumerate(turns):
         if (model := agent.model) is None:
             found[i] = ChatReply(asked.format.made_up(derive_seed(asked.seed, "made up", attempt)))
         else:
             by_model.setdefault(id(model), (model, []))[1].append(i)
-    ask = lambda model, rows: model.answer_all([turns[i][0].request(turns[i][1], attempt) for i in rows])
+
+    def ask(model, rows):
+        return model.answer_all([turns[i][0].request(turns[i][1], attempt) for i in rows])
+
     if by_model:
         with ThreadPoolExecutor(len(by_model)) as pool:
             for (_, rows), replies in zip(
@@ -166,27 +180,21 @@ def answers(turns: list[tuple[TextAgent, Asked]], attempt: int) -> list[ChatRepl
 def take_turns(turns: list[tuple[TextAgent, Asked]]) -> list[Reply]:
     "All these turns; a reply that cannot be read is asked for again"
     replies: list[Reply | None] = [None] * len(turns)
-    open_turns, attempt = list(range(len(turns))), 0
+    open_turns = list(range(len(turns)))
+    attempt = 0
     while open_turns:
         for i, answer in zip(open_turns, answers([turns[i] for i in open_turns], attempt)):
-            now, before = turns[i][0].reply(turns[i][1], answer, attempt), replies[i]
+            now = turns[i][0].reply(turns[i][1], answer, attempt)
+            before = replies[i]
             spent = {
                 k: getattr(now, k) + (getattr(before, k) if before else 0)
                 for k in ("prompt_tokens", "completion_tokens")
             }
             replies[i] = Reply(**vars(now) | spent)
         attempt += 1
-        retries = lambda i: getattr(turns[i][0].context.params, "num_invalid_generation_retries", 0)
+
+        def retries(i):
+            return getattr(turns[i][0].context.params, "num_invalid_generation_retries", 0)
+
         open_turns = [i for i in open_turns if not replies[i].is_valid and attempt <= retries(i)]
     return replies
-
-# %% ../../nbs/60_agents/03_text_agent.ipynb #c019
-@patch
-def _repr_html_(self: TextAgent) -> str:
-    p, names = self.context.params, human_names(self.speaker.protocol)
-    model = (
-        f"<code>{escape(self.model_name)}</code> of {escape(p.model_provider)}"
-        if self.connect
-        else "no model: replies are made up"
-    )
-    return f"<b>{type(self).__name__}</b> of {self.agent_name}, called {names[self.agent_name]}: {model}"

@@ -27,7 +27,9 @@ def children_of(nodes: Iterable[Mapping[str, Any]]) -> dict[int, list[int]]:
 
 def places(nodes: list[Mapping[str, Any]]) -> dict[int, tuple[float, int]]:
     "Where nodes are drawn: leaves beside each other, the others above the middle of what follows; with their depths"
-    children, at, count = children_of(nodes), {}, iter(range(len(nodes) + 1))
+    children = children_of(nodes)
+    at = {}
+    count = iter(range(len(nodes) + 1))
 
     def place(node: int, depth: int) -> float:
         across = [place(child, depth + 1) for child in children.get(node, ())]
@@ -41,12 +43,15 @@ def places(nodes: list[Mapping[str, Any]]) -> dict[int, tuple[float, int]]:
 @patch
 def draw_tree(self: TextGame, figure, agent: str, chosen: int | None = None) -> None:
     "The tree on a matplotlib figure, in colours of what answers are worth to `agent`"
-    nodes, ax = self.record["nodes"], figure.subplots()
-    at, values = places(nodes), [n["value"][agent] for n in nodes]
+    nodes = self.record["nodes"]
+    ax = figure.subplots()
+    at = places(nodes)
+    values = [n["value"][agent] for n in nodes]
     for n in nodes:
         (x0, y0), (x1, y1) = at[n["parent"]], at[n["node"]]
         ax.plot([x0, x1], [-y0, -y1], color="0.6", lw=0.8, zorder=1)
-    most, size = max([abs(v) for v in values] + [1e-9]), max(12, min(90, 4000 / len(nodes)))
+    most = max([abs(v) for v in values] + [1e-9])
+    size = max(12, min(90, 4000 / len(nodes)))
     xy = [at[n["node"]] for n in nodes]
     dots = ax.scatter(
         [x for x, _ in xy],
@@ -78,7 +83,8 @@ def draw_tree(self: TextGame, figure, agent: str, chosen: int | None = None) -> 
 @patch
 def at(self: TextGame, node: int) -> TextGame:
     "The game along the answers that lead to a node, as far as that"
-    nodes, path = self.record["nodes"], []
+    nodes = self.record["nodes"]
+    path = []
     here = node
     while here >= 0:
         path.append(nodes[here])
@@ -98,8 +104,13 @@ def at(self: TextGame, node: int) -> TextGame:
 @patch
 def line(self: TextGame, node: Mapping[str, Any]) -> str:
     "A node in a line, as HTML"
-    first = lambda t: decided(t) or "; ".join(t["said"].values()) or "(nothing that could be read)"
-    short = lambda text: escape(text[:70] + "…" * (len(text) > 70))
+
+    def first(t):
+        return decided(t) or "; ".join(t["said"].values()) or "(nothing that could be read)"
+
+    def short(text):
+        return escape(text[:70] + "…" * (len(text) > 70))
+
     said = " ".join(f"{self.speaker(t['agent'])}: {short(first(t))}" for t in node["turns"])
     worth = ", ".join(f"{escape(a)} {v:.2f}" for a, v in node["value"].items())
     return f"<code>{node['node']}</code> round {node['round']} {said} <span class='nip-quiet'>worth {worth}</span>"
@@ -108,7 +119,8 @@ def line(self: TextGame, node: Mapping[str, Any]) -> str:
 @patch
 def opened(self: TextGame) -> str:
     "The tree as HTML, in which each answer can be opened"
-    nodes, children = self.record["nodes"], children_of(self.record["nodes"])
+    nodes = self.record["nodes"]
+    children = children_of(self.record["nodes"])
 
     def branch(n: int) -> str:
         whole = "".join(f"{self.speaker(t['agent'])}{prose(t['reply'])}" for t in nodes[n]["turns"])

@@ -53,8 +53,12 @@ def attack_parameters(hyper_params, attackers: list[str], frames: int | None, se
     "The hyper-parameters under which `attackers` learn against the rest"
     everyone = set(build_protocol_handler(plain_game(hyper_params)).prover_names) == set(attackers)
     base = (plain_game(hyper_params) if everyone else hyper_params).replace(ATTACK | {"seed": seed})
-    protocol, default = build_protocol_handler(base), hyper_params.agent_parameters_class()
-    put = lambda a, params: fresh(params, default) if a in attackers else frozen(params)
+    protocol = build_protocol_handler(base)
+    default = hyper_params.agent_parameters_class()
+
+    def put(a, params):
+        return fresh(params, default) if a in attackers else frozen(params)
+
     changes = {f"agents.{a}": put(a, base.agents[a]) for a in protocol.agent_names}
     return base.replace(
         {**changes, "rl.frames_per_batch": frames or ATTACK_GAMES * protocol.max_message_rounds}
@@ -99,7 +103,8 @@ def has_a_say(protocol, agents: list[str]) -> list[int]:
 # %% ../../nbs/92_analysis/03_attack.ipynb #c011
 def train_attackers(trainer, attack: Attack, attackers: list[str], iterations: int, looks: int) -> None:
     "Train `attackers` for some iterations, look at them `looks` times, and leave the best in place"
-    variants, every = has_a_say(trainer.protocol, attackers), max(1, iterations // looks)
+    variants = has_a_say(trainer.protocol, attackers)
+    every = max(1, iterations // looks)
     for i in trainer.settings.tqdm_func(
         range(iterations + 1), desc=f"attack for verdict {attack.verdict}", unit="it"
     ):
@@ -108,7 +113,8 @@ def train_attackers(trainer, attack: Attack, attackers: list[str], iterations: i
             attack.iterations.append(i)
             attack.fooled.append(share(games.verdict == attack.verdict, games.id).value)
             if attack.fooled[-1] >= max(attack.fooled):
-                attack.best, best = i, {k: v.clone() for k, v in trainer.instance.state_dict().items()}
+                attack.best = i
+                best = {k: v.clone() for k, v in trainer.instance.state_dict().items()}
         if i < iterations:
             trainer.iterate()
             trainer.iteration += 1
@@ -118,7 +124,8 @@ def train_attackers(trainer, attack: Attack, attackers: list[str], iterations: i
 def attack(t: Trained, verdict: int, iterations: int, *, frames: int | None = None, passes: int = 5, seed: int = 0,
            start: int = 0, looks: int = 8) -> Attack:  # fmt: skip
     "Train all provers that argue for `verdict` against the rest, and test the best of them"
-    found, attackers = Attack(verdict, start), attackers_for(t.hyper_params)[verdict]
+    found = Attack(verdict, start)
+    attackers = attackers_for(t.hyper_params)[verdict]
     its_seed = derive_seed(t.hyper_params.seed, "attack", seed, verdict, start)
     hyper_params = attack_parameters(t.hyper_params, attackers, frames, its_seed)
     data = tuple(only_wrong(d, verdict) for d in t.datasets)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from fastcore.basics import patch
 from .evaluation import Evaluation
 from ..episodes.statistics import Measure
 from ..runs.store import RunStore, find_run, value_at
@@ -20,14 +19,17 @@ __all__ = ['WITH_INTERVAL', 'COLUMNS', 'PANELS', 'tested', 'cells', 'protocol_na
 
 # %% ../../nbs/92_analysis/05_comparison.ipynb #c006
 WITH_INTERVAL = ("accuracy", "completeness", "soundness", "soundness_attacked", "completeness_attacked", "mostly_wrong", "always_wrong")  # fmt: skip
+
+
 COLUMNS = (*WITH_INTERVAL, "worst_datapoint", "mean_episode_length")
 
 
 def tested(metrics: Mapping[str, float]) -> dict[str, Measure]:
     "Accuracy and length of the games of the final test, as far as they are there"
-    get = lambda name: next(
-        (metrics[k] for k in (f"test_{name}", f"verifier.test_{name}") if k in metrics), math.nan
-    )
+
+    def get(name):
+        return next((metrics[k] for k in (f"test_{name}", f"verifier.test_{name}") if k in metrics), math.nan)
+
     mean = metrics.get("test_mean_accuracy", get("accuracy"))
     return {"accuracy": Measure(mean, get("accuracy_low"), get("accuracy_high")), "mean_episode_length": Measure(get("mean_episode_length"))}  # fmt: skip
 
@@ -97,9 +99,51 @@ class Comparison:
     def _repr_html_(self):
         return self.shown().to_html(index=False)
 
+    def panels(self) -> dict[str, dict[str, str]]:
+        "Title → the measures in the panel, as far as anything is known of them"
+        known = {t: {k: v for k, v in ms.items() if self.frame[k].notna().any()} for t, ms in PANELS.items()}
+        return {title: measures for title, measures in known.items() if measures}
+
+    @property
+    def plot_size(self) -> tuple[float, float]:
+        "Width and height of the figure in inches; many groups need the whole width for each panel"
+        groups = self.frame["group"].nunique()
+        widths = [1 + 0.5 * len(m) for m in self.panels().values()]
+        return (max(12, 0.7 * groups * sum(widths)), 4.2) if groups <= 5 else (12, 3.3 * len(widths))
+
+    def plot(self, figure=None):  # A matplotlib figure to draw on; None: a new one
+        "Groups side by side: accuracy, completeness and soundness, worst case"
+        import matplotlib.pyplot as plt
+
+        shown = self.panels()
+        colour = 0
+        fig = figure or plt.figure(figsize=self.plot_size, layout="constrained")
+        widths = {"width_ratios": [1 + 0.5 * len(m) for m in shown.values()]}
+        shape = (len(shown), 1) if self.frame["group"].nunique() > 5 else (1, len(shown))
+        axes = fig.subplots(*shape, squeeze=False, **widths if shape[0] == 1 else {}).flatten()
+        for ax, (title, measures) in zip(axes, shown.items()):
+            _bars(ax, self.frame, measures, colour)
+            colour += len(measures)
+            ax.set(title=title, ylabel="%")
+        for i, (name, value) in enumerate(self.ceilings.items()):
+            axes[0].axhline(100 * value, ls="--", lw=1, color=f"C{7 + i % 3}", label=f"{name}: {value:.1%}")
+        for ax in axes:
+            if len(ax.get_legend_handles_labels()[0]) > 1:
+                ax.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
+        return fig
+
+    def save(self, path: str | Path) -> Path:
+        "Write the figure; its format is the suffix of `path`"
+        from matplotlib.figure import Figure
+
+        self.plot(Figure(self.plot_size, layout="constrained")).savefig(path, dpi=150)
+        return Path(path)
+
 # %% ../../nbs/92_analysis/05_comparison.ipynb #c014
 def _cell(name: str, row: Mapping[str, Any]) -> str:
-    value, low, high = row[name], row.get(f"{name}_low", math.nan), row.get(f"{name}_high", math.nan)
+    value = row[name]
+    low = row.get(f"{name}_low", math.nan)
+    high = row.get(f"{name}_high", math.nan)
     if math.isnan(value) or name == "mean_episode_length":
         return "" if math.isnan(value) else f"{value:.2f}"
     return f"{value:.1%}" if math.isnan(low) else f"{value:.1%} ({100 * low:.1f}–{100 * high:.1f})"
@@ -147,7 +191,8 @@ def _bars(ax, frame, measures: dict[str, str], first_colour: int) -> None:
     for i, (name, label) in enumerate(measures.items()):
         colour = f"C{first_colour + i}"
         for g, group in enumerate(groups):
-            rows, x = frame[frame["group"] == group], g + (i - (len(measures) - 1) / 2) * width
+            rows = frame[frame["group"] == group]
+            x = g + (i - (len(measures) - 1) / 2) * width
             ax.bar(
                 x,
                 100 * rows[name].mean(),
@@ -165,51 +210,8 @@ def _dots(ax, x: float, width: float, rows, name: str, colour: str) -> None:
     "A dot for each run, with its interval"
     for k, (_, row) in enumerate(rows.iterrows()):
         at = x + 0.6 * width * ((k + 0.5) / len(rows) - 0.5)
-        value, low, high = row[name], row.get(f"{name}_low", math.nan), row.get(f"{name}_high", math.nan)
+        value = row[name]
+        low = row.get(f"{name}_low", math.nan)
+        high = row.get(f"{name}_high", math.nan)
         bars = None if math.isnan(low) else [[100 * max(0, value - low)], [100 * max(0, high - value)]]
         ax.errorbar(at, 100 * value, yerr=bars, fmt=".", color=colour, capsize=2, lw=1)
-
-# %% ../../nbs/92_analysis/05_comparison.ipynb #c026
-@patch
-def panels(self: Comparison) -> dict[str, dict[str, str]]:
-    "Title → the measures in the panel, as far as anything is known of them"
-    known = {t: {k: v for k, v in ms.items() if self.frame[k].notna().any()} for t, ms in PANELS.items()}
-    return {title: measures for title, measures in known.items() if measures}
-
-
-@patch(as_prop=True)
-def plot_size(self: Comparison) -> tuple[float, float]:
-    "Width and height of the figure in inches; many groups need the whole width for each panel"
-    groups, widths = self.frame["group"].nunique(), [1 + 0.5 * len(m) for m in self.panels().values()]
-    return (max(12, 0.7 * groups * sum(widths)), 4.2) if groups <= 5 else (12, 3.3 * len(widths))
-
-# %% ../../nbs/92_analysis/05_comparison.ipynb #c027
-@patch
-def plot(self: Comparison, figure=None):  # A matplotlib figure to draw on; None: a new one
-    "Groups side by side: accuracy, completeness and soundness, worst case"
-    import matplotlib.pyplot as plt
-
-    shown, colour = self.panels(), 0
-    fig = figure or plt.figure(figsize=self.plot_size, layout="constrained")
-    widths = {"width_ratios": [1 + 0.5 * len(m) for m in shown.values()]}
-    shape = (len(shown), 1) if self.frame["group"].nunique() > 5 else (1, len(shown))
-    axes = fig.subplots(*shape, squeeze=False, **widths if shape[0] == 1 else {}).flatten()
-    for ax, (title, measures) in zip(axes, shown.items()):
-        _bars(ax, self.frame, measures, colour)
-        colour += len(measures)
-        ax.set(title=title, ylabel="%")
-    for i, (name, value) in enumerate(self.ceilings.items()):
-        axes[0].axhline(100 * value, ls="--", lw=1, color=f"C{7 + i % 3}", label=f"{name}: {value:.1%}")
-    for ax in axes:
-        if len(ax.get_legend_handles_labels()[0]) > 1:
-            ax.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
-    return fig
-
-# %% ../../nbs/92_analysis/05_comparison.ipynb #c028
-@patch
-def save(self: Comparison, path: str | Path) -> Path:
-    "Write the figure; its format is the suffix of `path`"
-    from matplotlib.figure import Figure
-
-    self.plot(Figure(self.plot_size, layout="constrained")).savefig(path, dpi=150)
-    return Path(path)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from fastcore.basics import patch
 from html import escape
 from itertools import islice
 from ..agents.checkpoints import without_checkpoints
@@ -36,12 +35,11 @@ class Game:
         frames: TensorDictBase,  # `[round]`, as `play_out` and `load_rollouts` have them
         instance,  # A `ScenarioInstance`, or what has its `scenario`, `protocol_handler` and `message_spaces`
     ):
-        self.frames, self.instance = frames.cpu(), instance
-        self.scenario, self.protocol, self.spaces = (
-            instance.scenario,
-            instance.protocol_handler,
-            instance.message_spaces,
-        )
+        self.frames = frames.cpu()
+        self.instance = instance
+        self.scenario = instance.scenario
+        self.protocol = instance.protocol_handler
+        self.spaces = instance.message_spaces
         ends = self.frames["done"].nonzero().flatten().tolist()
         self.is_over, self.num_rounds = bool(ends), (ends[0] + 1 if ends else len(self.frames))
 
@@ -74,123 +72,114 @@ class Game:
             f"instance {int(self.frames['id'][0])}: label {VERDICTS[self.label]}, {verdict} ({self.ending})"
         )
 
-# %% ../../nbs/92_analysis/06_episode_view.ipynb #c007
-@patch
-def said(
-    self: Game,
-    rounds: int,  # As many of the first rounds
-    agent: str | None = None,  # To whom it was said; None: to anybody
-) -> list[tuple[int, str, str, MessageSpace, list[int]]]:
-    "What was said: round, who, in which channel, in which message space, and the candidates"
-    p, found = self.protocol, []
-    for r in range(min(rounds, self.num_rounds)):
-        for a, c in self.frames["agents", "active"][r].nonzero().tolist():
-            if agent is None or p.agent_channel_visibility_mask[p.agent_names.index(agent), c]:
-                found += [(r, p.agent_names[a], p.message_channel_names[c], s, self.frames["agents", s.name][r, a, c].tolist()) for s in self.spaces]  # fmt: skip
-    return found
+    def said(
+        self,
+        rounds: int,  # As many of the first rounds
+        agent: str | None = None,  # To whom it was said; None: to anybody
+    ) -> list[tuple[int, str, str, MessageSpace, list[int]]]:
+        "What was said: round, who, in which channel, in which message space, and the candidates"
+        p = self.protocol
+        found = []
+        for r in range(min(rounds, self.num_rounds)):
+            for a, c in self.frames["agents", "active"][r].nonzero().tolist():
+                if agent is None or p.agent_channel_visibility_mask[p.agent_names.index(agent), c]:
+                    found += [(r, p.agent_names[a], p.message_channel_names[c], s, self.frames["agents", s.name][r, a, c].tolist()) for s in self.spaces]  # fmt: skip
+        return found
 
+    def marks(self, rounds: int, agent: str | None = None) -> list[tuple[int, str]]:
+        "Candidates on the instance in the order in which they were named, and by whom"
+        return [
+            (c, who)
+            for _, who, _, space, named in self.said(rounds, agent)
+            if space.kind == "main"
+            for c in named
+        ]
 
-@patch
-def marks(self: Game, rounds: int, agent: str | None = None) -> list[tuple[int, str]]:
-    "Candidates on the instance in the order in which they were named, and by whom"
-    return [
-        (c, who)
-        for _, who, _, space, named in self.said(rounds, agent)
-        if space.kind == "main"
-        for c in named
-    ]
-
-
-@patch
-def decisions(self: Game, round: int, agent: str | None = None) -> dict[str, str]:
-    "What those who may decide did in a round, and how likely it was; of `agent` only what it did itself"
-    frame, found = self.frames[round : round + 1], {}
-    for i in may_decide(frame, self.protocol.is_decider)[0].nonzero().flatten().tolist():
-        name, chosen = self.protocol.agent_names[i], int(frame["agents", "decision"][0, i])
-        p = frame["agents", "decision_logits"][0, i].softmax(-1).tolist()
-        odds = (
-            f" ({', '.join(f'{d} {share:.0%}' for d, share in zip(DECISIONS, p))})" if agent is None else ""
-        )
-        if agent in (None, name):
-            found[name] = DECISIONS[chosen] + odds
-    return found
-
-# %% ../../nbs/92_analysis/06_episode_view.ipynb #c009
-@patch
-def drawing(self: Game, rounds: int, agent: str | None = None) -> str:
-    "The instance with what was named, as HTML; a scenario that draws nothing has none"
-    marks, instance = self.marks(rounds, agent), self.frames[0]
-    if agent is not None:
-        instance = self.scenario.seen_by(agent, instance, [candidate for candidate, _ in marks])
-    named = ", ".join(f"{who} named {candidate}" for candidate, who in marks)
-    try:
-        return picture(
-            lambda figure: self.scenario.draw(instance, marks, figure),
-            6,
-            3,
-            f"the instance; {named or 'nothing named'}",
-        )
-    except NotImplementedError:
-        return ""
-
-
-@patch
-def table(self: Game, rounds: int, agent: str | None = None) -> str:
-    "What was said and decided, as HTML"
-    colours, rows = speaker_colours(who for _, who in self.marks(rounds, agent)), []
-    said = self.said(rounds, agent)
-    for r in range(min(rounds, self.num_rounds)):
-        decided = self.decisions(r, agent)
-        for who in dict.fromkeys([*(s[1] for s in said if s[0] == r), *decided]):
-            mine = [(channel, space, named) for at, w, channel, space, named in said if (at, w) == (r, who)]
-            words = [
-                f"{escape(channel)}: <b>{escape(self.words(space, named))}</b>"
-                for channel, space, named in mine
-            ]
-            rows.append(
-                [
-                    str(r),
-                    dot(colours.get(who)) + escape(who),
-                    "<br>".join(words),
-                    escape(decided.get(who, "")),
-                    self.pay(r, who) if agent is None else "",
-                ]
+    def decisions(self, round: int, agent: str | None = None) -> dict[str, str]:
+        "What those who may decide did in a round, and how likely it was; of `agent` only what it did itself"
+        frame = self.frames[round : round + 1]
+        found = {}
+        for i in may_decide(frame, self.protocol.is_decider)[0].nonzero().flatten().tolist():
+            name = self.protocol.agent_names[i]
+            chosen = int(frame["agents", "decision"][0, i])
+            p = frame["agents", "decision_logits"][0, i].softmax(-1).tolist()
+            odds = (
+                f" ({', '.join(f'{d} {share:.0%}' for d, share in zip(DECISIONS, p))})"
+                if agent is None
+                else ""
             )
-    columns = ["round", "agent", "said", "decision", "reward"]
-    width = 5 if agent is None else 4
-    return (
-        html_table(columns[:width], [row[:width] for row in rows])
-        if rows
-        else "<p class='nip-quiet'>Nothing was said yet.</p>"
-    )
+            if agent in (None, name):
+                found[name] = DECISIONS[chosen] + odds
+        return found
 
-# %% ../../nbs/92_analysis/06_episode_view.ipynb #c011
-@patch
-def words(self: Game, space: MessageSpace, named: Iterable[int]) -> str:
-    "Candidates in words"
-    return ", ".join(self.scenario.candidate_name(space, c) for c in named)
+    def drawing(self, rounds: int, agent: str | None = None) -> str:
+        "The instance with what was named, as HTML; a scenario that draws nothing has none"
+        marks = self.marks(rounds, agent)
+        instance = self.frames[0]
+        if agent is not None:
+            instance = self.scenario.seen_by(agent, instance, [candidate for candidate, _ in marks])
+        named = ", ".join(f"{who} named {candidate}" for candidate, who in marks)
+        try:
+            return picture(
+                lambda figure: self.scenario.draw(instance, marks, figure),
+                6,
+                3,
+                f"the instance; {named or 'nothing named'}",
+            )
+        except NotImplementedError:
+            return ""
 
+    def table(self, rounds: int, agent: str | None = None) -> str:
+        "What was said and decided, as HTML"
+        colours = speaker_colours(who for _, who in self.marks(rounds, agent))
+        rows = []
+        said = self.said(rounds, agent)
+        for r in range(min(rounds, self.num_rounds)):
+            decided = self.decisions(r, agent)
+            for who in dict.fromkeys([*(s[1] for s in said if s[0] == r), *decided]):
+                mine = [
+                    (channel, space, named) for at, w, channel, space, named in said if (at, w) == (r, who)
+                ]
+                words = [
+                    f"{escape(channel)}: <b>{escape(self.words(space, named))}</b>"
+                    for channel, space, named in mine
+                ]
+                rows.append(
+                    [
+                        str(r),
+                        dot(colours.get(who)) + escape(who),
+                        "<br>".join(words),
+                        escape(decided.get(who, "")),
+                        self.pay(r, who) if agent is None else "",
+                    ]
+                )
+        columns = ["round", "agent", "said", "decision", "reward"]
+        width = 5 if agent is None else 4
+        return (
+            html_table(columns[:width], [row[:width] for row in rows])
+            if rows
+            else "<p class='nip-quiet'>Nothing was said yet.</p>"
+        )
 
-@patch
-def pay(self: Game, round: int, agent: str) -> str:
-    return f"{self.frames['agents', 'reward'][round, self.protocol.agent_names.index(agent)].item():g}"
+    def words(self, space: MessageSpace, named: Iterable[int]) -> str:
+        "Candidates in words"
+        return ", ".join(self.scenario.candidate_name(space, c) for c in named)
 
+    def pay(self, round: int, agent: str) -> str:
+        return f"{self.frames['agents', 'reward'][round, self.protocol.agent_names.index(agent)].item():g}"
 
-@patch
-def ended(self: Game) -> str:
-    "How it ended, as HTML"
-    look = {"right": "nip-right", "wrong": "nip-wrong"}.get(self.ending, "nip-quiet")
-    rewards = ", ".join(f"{escape(a)} {r:g}" for a, r in self.rewards.items())
-    verdict = "none" if self.verdict == NO_DECISION else VERDICTS[self.verdict]
-    return f"<p>verdict <b>{verdict}</b>, label <b>{VERDICTS[self.label]}</b>: <span class='{look}'>{self.ending}</span>. Rewards: {rewards}</p>"
+    def ended(self) -> str:
+        "How it ended, as HTML"
+        look = {"right": "nip-right", "wrong": "nip-wrong"}.get(self.ending, "nip-quiet")
+        rewards = ", ".join(f"{escape(a)} {r:g}" for a, r in self.rewards.items())
+        verdict = "none" if self.verdict == NO_DECISION else VERDICTS[self.verdict]
+        return f"<p>verdict <b>{verdict}</b>, label <b>{VERDICTS[self.label]}</b>: <span class='{look}'>{self.ending}</span>. Rewards: {rewards}</p>"
 
-
-@patch
-def view(self: Game, rounds: int | None = None, agent: str | None = None) -> str:
-    "The game after as many rounds, as `agent` knows it, as HTML"
-    rounds = self.num_rounds if rounds is None else rounds
-    end = self.ended() if self.is_over and rounds >= self.num_rounds else ""
-    return boxed(self.drawing(rounds, agent) + self.table(rounds, agent) + end)
+    def view(self, rounds: int | None = None, agent: str | None = None) -> str:
+        "The game after as many rounds, as `agent` knows it, as HTML"
+        rounds = self.num_rounds if rounds is None else rounds
+        end = self.ended() if self.is_over and rounds >= self.num_rounds else ""
+        return boxed(self.drawing(rounds, agent) + self.table(rounds, agent) + end)
 
 # %% ../../nbs/92_analysis/06_episode_view.ipynb #c014
 def table_of(hyper_params: HyperParameters) -> SimpleNamespace:

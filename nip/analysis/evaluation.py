@@ -9,7 +9,6 @@ import math
 import torch
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from fastcore.basics import patch
 from html import escape
 from itertools import product
 from .attack import Attack, attack, attackers_for, plain_game
@@ -39,7 +38,8 @@ __all__ = ['LABELS', 'IMITATION', 'PLOT_SIZE', 'verdict_measures', 'worst_case',
 def verdict_measures(games: Games, prefix: str = "") -> dict[str, Measure]:
     "Accuracy, completeness and soundness with those who played"
     true = games.y == 1
-    right, accepted = games.verdict == games.y, games.verdict == ACCEPT
+    right = games.verdict == games.y
+    accepted = games.verdict == ACCEPT
     measures = {"accuracy": share(right, games.id), "completeness": share(accepted[true], games.id[true]),
                 "soundness": share(~accepted[~true], games.id[~true])}  # fmt: skip
     return {prefix + name: m for name, m in measures.items()}
@@ -47,7 +47,8 @@ def verdict_measures(games: Games, prefix: str = "") -> dict[str, Measure]:
 # %% ../../nbs/92_analysis/04_evaluation.ipynb #c009
 def worst_case(accuracy: Tensor) -> dict[str, Measure]:
     "From the accuracy on each instance `[instance]`: the worst, the lowest twentieth, and those on which it fails"
-    n, ids = len(accuracy), torch.arange(len(accuracy))
+    n = len(accuracy)
+    ids = torch.arange(len(accuracy))
     return {"worst_datapoint": Measure(accuracy.min().item(), n=n),
             "percentile_5": Measure(accuracy.quantile(0.05).item(), n=n),
             "mostly_wrong": share(accuracy < 0.5, ids), "always_wrong": share(accuracy == 0, ids)}  # fmt: skip
@@ -89,10 +90,14 @@ def total_variation(a: Tensor, b: Tensor) -> Tensor:
 def average(values: Tensor, ids: Tensor, low: float = 0.0, high: float = 1.0) -> Measure:
     "Mean of `values [game]` between `low` and `high`, with its interval; games in which there is none are NaN"
     known = ~values.isnan()
-    unit, ids = (values[known] - low) / (high - low), ids[known]
+    unit = (values[known] - low) / (high - low)
+    ids = ids[known]
     if not len(ids):
         return Measure(math.nan)
-    back = lambda x: low + (high - low) * x
+
+    def back(x):
+        return low + (high - low) * x
+
     interval = confidence_interval(unit, ids)
     return Measure(back(per_instance(unit, ids).mean().item()), *map(back, interval), len(ids.unique()))
 
@@ -112,18 +117,22 @@ def imitation_of(protocol, p: TensorDict) -> dict[str, Tensor]:
     adversary = protocol.agent_names.index(TWINS["adversarial"])
     own = [i for i, c in enumerate(protocol.message_channel_names) if c.endswith("_adversarial")]
     speaks = p["agents", "active"][:, :, adversary][..., own]  # [game time channel]
-    turn, found = speaks.any(-1), {}
+    turn = speaks.any(-1)
+    found = {}
     decides = turn & protocol.decision_counts(p["round"], p["seed"])
     of = protocol.hyper_params.zk_protocol.likeness_of
-    like = lambda a, b, counts: likeness(a.flatten(0, 1), b.flatten(0, 1), counts.flatten(0, 1), of).view(
-        turn.shape
-    )
+
+    def like(a, b, counts):
+        return likeness(a.flatten(0, 1), b.flatten(0, 1), counts.flatten(0, 1), of).view(turn.shape)
+
     for kind, counts in (("main_message", speaks), ("linear_message", speaks), ("decision", decides)):
         if f"{kind}_logits" in p["agents"].keys():
             a, b = twins(protocol, p, f"{kind}_logits")
-            variation, agree = total_variation(a, b), (a.argmax(-1) == b.argmax(-1)).float()
+            variation = total_variation(a, b)
+            agree = (a.argmax(-1) == b.argmax(-1)).float()
             if kind != "decision":  # [game time channel position] → [game time channel]
-                variation, agree = variation.mean(-1), agree.mean(-1)
+                variation = variation.mean(-1)
+                agree = agree.mean(-1)
             said = turn if kind == "decision" else speaks.unsqueeze(-1)
             found |= {f"{kind}_cosine": over_time(like(a, b, said), decides if kind == "decision" else turn),
                       f"{kind}_variation": over_time(variation, counts), f"{kind}_likeliest": over_time(agree, counts)}  # fmt: skip
@@ -132,7 +141,8 @@ def imitation_of(protocol, p: TensorDict) -> dict[str, Tensor]:
 # %% ../../nbs/92_analysis/04_evaluation.ipynb #c018
 def over_time(values: Tensor, counts: Tensor) -> Tensor:
     "Mean `[game]` of `values [game time …]` where `counts`, NaN where nothing does"
-    values, counts = values.flatten(1), counts.flatten(1)
+    values = values.flatten(1)
+    counts = counts.flatten(1)
     return (values * counts).sum(1) / torch.where(counts.any(1), counts.sum(1), math.nan)
 
 
@@ -140,7 +150,10 @@ def imitation(trainer, label: str, passes: int) -> dict[str, Measure]:
     "The same on test instances, with intervals"
     pieces = [(imitation_of(trainer.protocol, p), p["id"][:, 0]) for p in episodes(trainer, label, passes)]
     ids = torch.cat([i for _, i in pieces]).cpu()
-    column = lambda name: torch.cat([found[name] for found, _ in pieces]).cpu()
+
+    def column(name):
+        return torch.cat([found[name] for found, _ in pieces]).cpu()
+
     return {
         f"{label}_{k}": average(column(k), ids, low=-1.0 if k.endswith("cosine") else 0.0)
         for k in pieces[0][0]
@@ -190,10 +203,72 @@ class Evaluation:
         frame = pd.DataFrame.from_dict({k: m._asdict() for k, m in self.measures.items()}, orient="index")
         return frame.rename_axis("measure")
 
+    def lines(self) -> list[list[str]]:
+        "Rows of text: measure, value, interval, instances; then the ceilings"
+        rows = []
+        for k, m in self.measures.items():
+            interval = "" if math.isnan(m.low) else f"{_number(k, m.low)} – {_number(k, m.high)}"
+            rows.append([LABELS.get(k, k), _number(k, m.value), interval, str(m.n)])
+        accuracy = self.measures["accuracy"].value
+        return rows + [
+            [f"ceiling: {k}", f"{c:.1%}", f"accuracy is {accuracy / c:.1%} of it", ""]
+            for k, c in self.ceilings.items()
+        ]
+
+    def _repr_html_(self) -> str:
+        rows = [[escape(cell) for cell in row] for row in self.lines()]
+        return html_table(["measure", "value", "95 % interval", "instances"], rows, self.name)
+
+    def __str__(self) -> str:
+        rows = [["measure", "value", "95 % interval", "instances"], *self.lines()]
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows)
+
+    def plot(self, figure=None):  # A matplotlib figure to draw on; None: a new one
+        "All measures; instances by accuracy; how the attacks went"
+        import matplotlib.pyplot as plt
+
+        rows = 2 if self.attacks else 1
+        fig = figure or plt.figure(figsize=PLOT_SIZE, layout="constrained")
+        grid = fig.add_gridspec(rows, 2, width_ratios=[1.3, 1])
+        _plot_measures(fig.add_subplot(grid[:, 0]), self)
+        _plot_datapoints(fig.add_subplot(grid[0, 1]), self)
+        if self.attacks:
+            _plot_attacks(fig.add_subplot(grid[1, 1]), self)
+        fig.suptitle(self.name, fontsize=10)
+        return fig
+
+    def save(self, run: Run) -> Path:
+        "Write `evaluation.json` and `evaluation.png` into the folder of a run; gives the picture's path"
+        import io
+
+        from matplotlib.figure import Figure
+
+        run.write("evaluation", asdict(self) | {"measures": {k: m._asdict() for k, m in self.measures.items()},
+                                                "attacks": [asdict(a) | {"test": a.test._asdict()} for a in self.attacks]})  # fmt: skip
+        picture = io.BytesIO()
+        self.plot(Figure(PLOT_SIZE, layout="constrained")).savefig(picture, format="png", dpi=150)
+        return atomic_write(run.dir / "evaluation.png", picture.getvalue())
+
+    @classmethod
+    def load(cls, run: Run | str | Path, run_store=None) -> Evaluation | None:
+        "The evaluation that is kept with a run; None if there is none"
+        record = find_run(run, run_store).read("evaluation")
+        if record is None:
+            return None
+
+        def measure(m):
+            return Measure(**{k: math.nan if v != v else v for k, v in m.items()})
+
+        record["measures"] = {k: measure(m) for k, m in record["measures"].items()}
+        record["attacks"] = [Attack(**a | {"test": measure(a["test"])}) for a in record["attacks"]]
+        return cls(**record)
+
 # %% ../../nbs/92_analysis/04_evaluation.ipynb #c023
 def attacked(attacks: Iterable[Attack]) -> dict[str, Measure]:
     "What the best attack for each verdict leaves: chosen where it learned, not where it is tested"
-    names, left = {ACCEPT: "soundness_attacked", REJECT: "completeness_attacked"}, {}
+    names = {ACCEPT: "soundness_attacked", REJECT: "completeness_attacked"}
+    left = {}
     for a in sorted(attacks, key=lambda a: max(a.fooled)):
         left[names[a.verdict]] = Measure(1 - a.test.value, 1 - a.test.high, 1 - a.test.low, a.test.n)
     return left
@@ -255,7 +330,8 @@ def recorded(run_or_result, run_store=None) -> tuple[Run | None, list[dict]] | N
 def of_records(run: Run | None, records: list[dict]) -> Evaluation:
     "What the records of games show"
     games = Games(*outcomes(records))
-    points, lengths = by_datapoint(games), per_instance(games.rounds, games.id)
+    points = by_datapoint(games)
+    lengths = per_instance(games.rounds, games.id)
     measures = verdict_measures(games) | worst_case(torch.tensor(points["accuracy"]))
     measures["mean_episode_length"] = Measure(lengths.mean().item(), n=len(lengths))
     return Evaluation(run.id if run else "not kept", measures, points)
@@ -278,7 +354,8 @@ def evaluate(
         name: value for name, value in (("device", device), ("tqdm_func", progress)) if value is not None
     }
     if words := recorded(run_or_result, run_store):
-        found, run = of_records(*words), words[0]
+        found = of_records(*words)
+        run = words[0]
         if run:
             found.save(run)
         return found
@@ -319,33 +396,6 @@ def is_share(name: str) -> bool:
 
 def _number(name: str, value: float) -> str:
     return "" if math.isnan(value) else f"{value:.1%}" if is_share(name) else f"{value:.2f}"
-
-
-@patch
-def lines(self: Evaluation) -> list[list[str]]:
-    "Rows of text: measure, value, interval, instances; then the ceilings"
-    rows = []
-    for k, m in self.measures.items():
-        interval = "" if math.isnan(m.low) else f"{_number(k, m.low)} – {_number(k, m.high)}"
-        rows.append([LABELS.get(k, k), _number(k, m.value), interval, str(m.n)])
-    accuracy = self.measures["accuracy"].value
-    return rows + [
-        [f"ceiling: {k}", f"{c:.1%}", f"accuracy is {accuracy / c:.1%} of it", ""]
-        for k, c in self.ceilings.items()
-    ]
-
-# %% ../../nbs/92_analysis/04_evaluation.ipynb #c031
-@patch
-def _repr_html_(self: Evaluation) -> str:
-    rows = [[escape(cell) for cell in row] for row in self.lines()]
-    return html_table(["measure", "value", "95 % interval", "instances"], rows, self.name)
-
-
-@patch
-def __str__(self: Evaluation) -> str:
-    rows = [["measure", "value", "95 % interval", "instances"], *self.lines()]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows)
 
 # %% ../../nbs/92_analysis/04_evaluation.ipynb #c032
 def _plot_measures(ax, e: Evaluation) -> None:
@@ -410,47 +460,3 @@ def _plot_attacks(ax, e: Evaluation) -> None:
 
 # %% ../../nbs/92_analysis/04_evaluation.ipynb #c035
 PLOT_SIZE = 10, 5.2  # Inches
-
-
-@patch
-def plot(self: Evaluation, figure=None):  # A matplotlib figure to draw on; None: a new one
-    "All measures; instances by accuracy; how the attacks went"
-    import matplotlib.pyplot as plt
-
-    rows = 2 if self.attacks else 1
-    fig = figure or plt.figure(figsize=PLOT_SIZE, layout="constrained")
-    grid = fig.add_gridspec(rows, 2, width_ratios=[1.3, 1])
-    _plot_measures(fig.add_subplot(grid[:, 0]), self)
-    _plot_datapoints(fig.add_subplot(grid[0, 1]), self)
-    if self.attacks:
-        _plot_attacks(fig.add_subplot(grid[1, 1]), self)
-    fig.suptitle(self.name, fontsize=10)
-    return fig
-
-# %% ../../nbs/92_analysis/04_evaluation.ipynb #c037
-@patch
-def save(self: Evaluation, run: Run) -> Path:
-    "Write `evaluation.json` and `evaluation.png` into the folder of a run; gives the picture's path"
-    import io
-
-    from matplotlib.figure import Figure
-
-    run.write("evaluation", asdict(self) | {"measures": {k: m._asdict() for k, m in self.measures.items()},
-                                            "attacks": [asdict(a) | {"test": a.test._asdict()} for a in self.attacks]})  # fmt: skip
-    picture = io.BytesIO()
-    self.plot(Figure(PLOT_SIZE, layout="constrained")).savefig(picture, format="png", dpi=150)
-    return atomic_write(run.dir / "evaluation.png", picture.getvalue())
-
-# %% ../../nbs/92_analysis/04_evaluation.ipynb #c038
-@patch(cls_method=True)
-def load(cls: Evaluation, run: Run | str | Path, run_store=None) -> Evaluation | None:
-    "The evaluation that is kept with a run; None if there is none"
-    record = find_run(run, run_store).read("evaluation")
-    if record is None:
-        return None
-    measure = lambda m: Measure(
-        **{k: math.nan if v != v else v for k, v in m.items()}
-    )  # one NaN, so that == holds
-    record["measures"] = {k: measure(m) for k, m in record["measures"].items()}
-    record["attacks"] = [Attack(**a | {"test": measure(a["test"])}) for a in record["attacks"]]
-    return cls(**record)

@@ -35,156 +35,140 @@ class Sitting:
         knows_label: bool = False,  # Whether the person is told the label
         run: Run | None = None,  # Where the game may be kept
     ):
-        self.trainer, self.instance, self.seat, self.knows_label, self.run = (
-            trainer,
-            trainer.instance,
-            seat,
-            knows_label,
-            run,
-        )
-        self.protocol, self.spaces = self.instance.protocol_handler, self.instance.message_spaces
+        self.trainer = trainer
+        self.instance = trainer.instance
+        self.seat = seat
+        self.knows_label = knows_label
+        self.run = run
+        self.protocol = self.instance.protocol_handler
+        self.spaces = self.instance.message_spaces
         check_place(self.instance, seat, index)
-        self.me, self.env = self.protocol.agent_names.index(seat), self.instance.test_environment
+        self.me = self.protocol.agent_names.index(seat)
+        self.env = self.instance.test_environment
         trainer.sampler.generator.manual_seed(seed)
         self.state = self.env.start(torch.tensor([index]), torch.tensor([seed % MAX_EPISODE_SEED]))
-        self.frames, self.over, self.kept = [], False, None
+        self.frames = []
+        self.over = False
+        self.kept = None
         self.go_on()
 
-# %% ../../nbs/92_analysis/08_human_player.ipynb #c007
-@patch
-def go_on(self: Sitting) -> None:
-    "Let the others play until the person is asked, or the game is over"
-    while not self.over:
+    def go_on(self) -> None:
+        "Let the others play until the person is asked, or the game is over"
+        while not self.over:
+            with torch.no_grad():
+                self.state = self.trainer.act(self.state)
+            if self.speaks or self.decides:
+                return
+            self.play()
+
+    def play(self) -> None:
+        "Play the round, with the actions that are in the state"
         with torch.no_grad():
-            self.state = self.trainer.act(self.state)
-        if self.speaks or self.decides:
-            return
-        self.play()
+            after = self.env.play(self.state)
+        self.frames.append(self.trainer.frame(self.state, after))
+        self.over = bool(after["done"].flatten()[0])
+        self.state = after
 
-
-@patch
-def play(self: Sitting) -> None:
-    "Play the round, with the actions that are in the state"
-    with torch.no_grad():
-        after = self.env.play(self.state)
-    self.frames.append(self.trainer.frame(self.state, after))
-    self.over = bool(after["done"].flatten()[0])
-    self.state = after
-
-
-@patch(as_prop=True)
-def speaks(self: Sitting) -> list[str]:
-    "Channels in which the person is to speak now"
-    floor = self.state["agents", "active"][0, self.me]
-    return (
-        []
-        if self.over
-        else [c for c, mine in zip(self.protocol.message_channel_names, floor.tolist()) if mine]
-    )
-
-
-@patch(as_prop=True)
-def decides(self: Sitting) -> bool:
-    "Whether a decision of the person's counts now"
-    return not self.over and bool(may_decide(self.state, self.protocol.is_decider)[0, self.me])
-
-# %% ../../nbs/92_analysis/08_human_player.ipynb #c009
-@patch
-def choices(self: Sitting, space: MessageSpace, channel: str, position: int = 0) -> list[int]:
-    "The candidates that may be named"
-    if space.kind != "main":
-        return list(range(space.size))
-    mask = self.instance.scenario.message_mask(self.protocol, self.state)
-    return (
-        mask[0, self.me, self.protocol.message_channel_names.index(channel), position]
-        .nonzero()
-        .flatten()
-        .tolist()
-    )
-
-
-@patch
-def legal(self: Sitting, said: Mapping[tuple[str, str], list[int]], decision: int | None) -> None:
-    "Raise `ValueError` for what the rules do not allow"
-    if self.over:
-        raise ValueError("the game is over")
-    wanted = {(space.name, channel) for space in self.spaces for channel in self.speaks}
-    if set(said) != wanted:
-        raise ValueError(f"messages are due for {sorted(wanted)}, not for {sorted(said)}")
-    for (name, channel), named in said.items():
-        space = next(s for s in self.spaces if s.name == name)
-        if len(named) != self.env.message_size:
-            raise ValueError(
-                f"a message in {channel!r} names {self.env.message_size} candidates, not {len(named)}"
-            )
-        for position, choice in enumerate(named):
-            if choice not in (may := self.choices(space, channel, position)):
-                raise ValueError(f"{choice!r} may not be named in {channel!r} now; there are {may}")
-    if self.decides and decision not in range(3):
-        raise ValueError(f"a decision is due: 0 (reject), 1 (accept) or 2 (go on), not {decision!r}")
-    if not self.decides and decision is not None:
-        raise ValueError("a decision does not count now, and None is due")
-
-
-@patch
-def move(
-    self: Sitting,
-    said: Mapping[tuple[str, str], list[int]],  # (message space, channel) → candidates, one for each position
-    decision: int | None = None,  # 0 reject, 1 accept, 2 go on; None where none counts
-) -> None:
-    "The person's turn; then the others play on. Raises `ValueError` for what is not allowed"
-    self.legal(said, decision)
-    for (name, channel), named in said.items():
-        c = self.protocol.message_channel_names.index(channel)
-        self.state["agents", name][0, self.me, c] = torch.tensor(named, device=self.env.device)
-    self.state["agents", "decision"][0, self.me] = NO_DECISION if decision is None else decision
-    self.play()
-    self.go_on()
-
-# %% ../../nbs/92_analysis/08_human_player.ipynb #c011
-@patch(as_prop=True)
-def game(self: Sitting) -> Game:
-    "The game so far; before the first round, with nothing said"
-    frames = self.frames or [self.trainer.frame(self.state, self.env.play(self.state))]
-    return Game(torch.cat(frames), self.instance)
-
-
-@patch
-def view(self: Sitting) -> str:
-    "What the person may know, as HTML; all of it when the game is over"
-    if self.over:
-        return self.game.view()
-    told = f"<p>You know the label: <b>{VERDICTS[self.game.label]}</b>.</p>" if self.knows_label else ""
-    return boxed(told) * bool(told) + self.game.view(len(self.frames), self.seat)
-
-
-@patch
-def keep(self: Sitting) -> str:
-    "Keep the game with the run, as `rollouts/played-N`; its name. The transcript says who was a person, and what they knew"
-    if self.kept is None:
-        folder = self.run.dir / "rollouts"
-        self.kept = next(
-            name for n in count(1) if not (folder / f"{(name := f'played-{n:03d}')}.json").exists()
+    @property
+    def speaks(self) -> list[str]:
+        "Channels in which the person is to speak now"
+        floor = self.state["agents", "active"][0, self.me]
+        return (
+            []
+            if self.over
+            else [c for c, mine in zip(self.protocol.message_channel_names, floor.tolist()) if mine]
         )
-        played = torch.cat(self.frames).unsqueeze(0)
-        notes = {"person": self.seat, "knew_label": self.knows_label}
-        save_rollouts(self.run, self.kept, played, self.protocol, self.spaces, notes)
-    return self.kept
 
-# %% ../../nbs/92_analysis/08_human_player.ipynb #c017
-@patch(as_prop=True)
-def verdict_options(self: Sitting) -> list[tuple[str, int]]:
-    "Verdicts to choose from; empty where none counts"
-    return [("go on", 2), ("accept", 1), ("reject", 0)] if self.decides else []
+    @property
+    def decides(self) -> bool:
+        "Whether a decision of the person's counts now"
+        return not self.over and bool(may_decide(self.state, self.protocol.is_decider)[0, self.me])
 
+    def choices(self, space: MessageSpace, channel: str, position: int = 0) -> list[int]:
+        "The candidates that may be named"
+        if space.kind != "main":
+            return list(range(space.size))
+        mask = self.instance.scenario.message_mask(self.protocol, self.state)
+        return (
+            mask[0, self.me, self.protocol.message_channel_names.index(channel), position]
+            .nonzero()
+            .flatten()
+            .tolist()
+        )
 
-@patch
-def take(self: Sitting, values: Mapping[tuple, int], decision: int | None) -> None:
-    "The person's turn: what was chosen in `places`, and the verdict"
-    said: dict[tuple[str, str], list[int]] = {}
-    for (name, channel, _), value in values.items():
-        said.setdefault((name, channel), []).append(value)
-    self.move(said, decision)
+    def legal(self, said: Mapping[tuple[str, str], list[int]], decision: int | None) -> None:
+        "Raise `ValueError` for what the rules do not allow"
+        if self.over:
+            raise ValueError("the game is over")
+        wanted = {(space.name, channel) for space in self.spaces for channel in self.speaks}
+        if set(said) != wanted:
+            raise ValueError(f"messages are due for {sorted(wanted)}, not for {sorted(said)}")
+        for (name, channel), named in said.items():
+            space = next(s for s in self.spaces if s.name == name)
+            if len(named) != self.env.message_size:
+                raise ValueError(
+                    f"a message in {channel!r} names {self.env.message_size} candidates, not {len(named)}"
+                )
+            for position, choice in enumerate(named):
+                if choice not in (may := self.choices(space, channel, position)):
+                    raise ValueError(f"{choice!r} may not be named in {channel!r} now; there are {may}")
+        if self.decides and decision not in range(3):
+            raise ValueError(f"a decision is due: 0 (reject), 1 (accept) or 2 (go on), not {decision!r}")
+        if not self.decides and decision is not None:
+            raise ValueError("a decision does not count now, and None is due")
+
+    def move(
+        self,
+        said: Mapping[
+            tuple[str, str], list[int]
+        ],  # (message space, channel) → candidates, one for each position
+        decision: int | None = None,  # 0 reject, 1 accept, 2 go on; None where none counts
+    ) -> None:
+        "The person's turn; then the others play on. Raises `ValueError` for what is not allowed"
+        self.legal(said, decision)
+        for (name, channel), named in said.items():
+            c = self.protocol.message_channel_names.index(channel)
+            self.state["agents", name][0, self.me, c] = torch.tensor(named, device=self.env.device)
+        self.state["agents", "decision"][0, self.me] = NO_DECISION if decision is None else decision
+        self.play()
+        self.go_on()
+
+    @property
+    def game(self) -> Game:
+        "The game so far; before the first round, with nothing said"
+        frames = self.frames or [self.trainer.frame(self.state, self.env.play(self.state))]
+        return Game(torch.cat(frames), self.instance)
+
+    def view(self) -> str:
+        "What the person may know, as HTML; all of it when the game is over"
+        if self.over:
+            return self.game.view()
+        told = f"<p>You know the label: <b>{VERDICTS[self.game.label]}</b>.</p>" if self.knows_label else ""
+        return boxed(told) * bool(told) + self.game.view(len(self.frames), self.seat)
+
+    def keep(self) -> str:
+        "Keep the game with the run, as `rollouts/played-N`; its name. The transcript says who was a person, and what they knew"
+        if self.kept is None:
+            folder = self.run.dir / "rollouts"
+            self.kept = next(
+                name for n in count(1) if not (folder / f"{(name := f'played-{n:03d}')}.json").exists()
+            )
+            played = torch.cat(self.frames).unsqueeze(0)
+            notes = {"person": self.seat, "knew_label": self.knows_label}
+            save_rollouts(self.run, self.kept, played, self.protocol, self.spaces, notes)
+        return self.kept
+
+    @property
+    def verdict_options(self) -> list[tuple[str, int]]:
+        "Verdicts to choose from; empty where none counts"
+        return [("go on", 2), ("accept", 1), ("reject", 0)] if self.decides else []
+
+    def take(self, values: Mapping[tuple, int], decision: int | None) -> None:
+        "The person's turn: what was chosen in `places`, and the verdict"
+        said: dict[tuple[str, str], list[int]] = {}
+        for (name, channel, _), value in values.items():
+            said.setdefault((name, channel), []).append(value)
+        self.move(said, decision)
 
 # %% ../../nbs/92_analysis/08_human_player.ipynb #c018
 @patch(as_prop=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 from collections.abc import Mapping
-from fastcore.basics import patch
 from ..agents.checkpoints import without_checkpoints
 from ..agents.combined import CombinedWhole
 from ..agents.prompts import Said
@@ -54,7 +53,9 @@ class Person(TextAgent):
     "A person in the seat of an agent"
 
     def __init__(self, agent: TextAgent):
-        connect = lambda name, keyboard=Keyboard("person"): keyboard
+        def connect(name, keyboard=Keyboard("person")):
+            return keyboard
+
         super().__init__(agent.context, agent.speaker, agent.instance_keys, connect)
 
     def request(self, asked: Asked, attempt: int) -> ChatRequest:
@@ -63,7 +64,8 @@ class Person(TextAgent):
 # %% ../../nbs/92_analysis/07_human_text_player.ipynb #c008
 def check_place(instance: ScenarioInstance, seat: str, index: int) -> None:
     "Raise `ValueError` for a seat that is not at the table, or an instance that is not in the test data"
-    names, size = instance.protocol_handler.agent_names, len(instance.test_dataset)
+    names = instance.protocol_handler.agent_names
+    size = len(instance.test_dataset)
     if seat not in names:
         raise ValueError(f"seat {seat!r} is not at this table; there are {', '.join(names)}")
     if not isinstance(index, int) or not 0 <= index < size:
@@ -82,131 +84,126 @@ class TextSitting:
         knows_label: bool = False,  # Whether the person is told the label
         run: Run | None = None,  # Where the game may be kept
     ):
-        self.instance, self.seat, self.knows_label, self.run = trainer.instance, seat, knows_label, run
-        self.protocol, self.env = self.instance.protocol_handler, self.instance.test_environment
+        self.instance = trainer.instance
+        self.seat = seat
+        self.knows_label = knows_label
+        self.run = run
+        self.protocol = self.instance.protocol_handler
+        self.env = self.instance.test_environment
         check_place(self.instance, seat, index)
         agents = {name: agent.whole for name, agent in self.instance.agents.items()}
         self.person = Person(agents[seat])
         self.combined = CombinedWhole(agents | {seat: self.person}, self.protocol)
         self.deal = Deal(0, index, seed % MAX_EPISODE_SEED, derive_seed(seed, "sitting") >> 1)
-        self.state, self.turns, self.over, self.kept = opened(self.env, [self.deal]), [], False, None
+        self.state = opened(self.env, [self.deal])
+        self.turns = []
+        self.over = False
+        self.kept = None
         self.rewards = dict.fromkeys(self.protocol.agent_names, 0.0)
         self.go_on()
 
-# %% ../../nbs/92_analysis/07_human_text_player.ipynb #c009
-@patch(as_prop=True)
-def my_turn(self: TextSitting) -> bool:
-    me = self.protocol.agent_names.index(self.seat)
-    return not self.over and bool(self.state["agents", "active"][0, me].any())
+    @property
+    def my_turn(self) -> bool:
+        me = self.protocol.agent_names.index(self.seat)
+        return not self.over and bool(self.state["agents", "active"][0, me].any())
 
+    def go_on(self) -> None:
+        "Let the others play until the person is asked, or the game is over"
+        while not (self.over or self.my_turn):
+            self.play()
 
-@patch
-def go_on(self: TextSitting) -> None:
-    "Let the others play until the person is asked, or the game is over"
-    while not (self.over or self.my_turn):
-        self.play()
+    def play(self) -> None:
+        "Play the round"
+        self.state["draw"] = torch.tensor([self.deal.draw])
+        told = self.combined(self.state)
+        after = self.env.play(told)
+        round = int(told["round"][0])
+        paid = dict(zip(self.protocol.agent_names, after["agents", "reward"][0].tolist()))
+        self.turns += [
+            turn_record(a, round, reply, paid[a]) for a, reply in told["agents", "replies"][0].items()
+        ]
+        self.rewards = {a: self.rewards[a] + paid[a] for a in self.rewards}
+        self.over = bool(after["done"].flatten()[0])
+        self.state = after.exclude(("agents", "reward"))
 
+    @property
+    def asked(self) -> Asked | None:
+        "What the person is told now, and how a reply is read; None where it is not the person's turn"
+        if not self.my_turn:
+            return None
+        self.state["draw"] = torch.tensor([self.deal.draw])
+        (asked,) = self.person.asked(self.combined.seen_by(self.seat, self.state, torch.tensor([0])))
+        return asked
 
-@patch
-def play(self: TextSitting) -> None:
-    "Play the round"
-    self.state["draw"] = torch.tensor([self.deal.draw])
-    told = self.combined(self.state)
-    after, round = self.env.play(told), int(told["round"][0])
-    paid = dict(zip(self.protocol.agent_names, after["agents", "reward"][0].tolist()))
-    self.turns += [turn_record(a, round, reply, paid[a]) for a, reply in told["agents", "replies"][0].items()]
-    self.rewards = {a: self.rewards[a] + paid[a] for a in self.rewards}
-    self.over = bool(after["done"].flatten()[0])
-    self.state = after.exclude(("agents", "reward"))
+    @property
+    def speaks(self) -> list[str]:
+        "Channels in which the person is to write now"
+        return [c for c, _ in self.asked.format.headers] if self.my_turn else []
 
-# %% ../../nbs/92_analysis/07_human_text_player.ipynb #c011
-@patch(as_prop=True)
-def asked(self: TextSitting) -> Asked | None:
-    "What the person is told now, and how a reply is read; None where it is not the person's turn"
-    if not self.my_turn:
-        return None
-    self.state["draw"] = torch.tensor([self.deal.draw])
-    (asked,) = self.person.asked(self.combined.seen_by(self.seat, self.state, torch.tensor([0])))
-    return asked
+    @property
+    def verdicts(self) -> list[str]:
+        "Words of the verdicts that count now"
+        return list(self.asked.format.verdicts) if self.my_turn and self.asked.format.may_decide else []
 
-# %% ../../nbs/92_analysis/07_human_text_player.ipynb #c013
-@patch(as_prop=True)
-def speaks(self: TextSitting) -> list[str]:
-    "Channels in which the person is to write now"
-    return [c for c, _ in self.asked.format.headers] if self.my_turn else []
-
-
-@patch(as_prop=True)
-def verdicts(self: TextSitting) -> list[str]:
-    "Words of the verdicts that count now"
-    return list(self.asked.format.verdicts) if self.my_turn and self.asked.format.may_decide else []
-
-
-@patch
-def reply(self: TextSitting, said: Mapping[str, str], verdict: str | None) -> str:
-    "What the person's reply looks like; raises `ValueError` for what the rules do not allow"
-    if self.over:
-        raise ValueError("the game is over")
-    form = self.asked.format
-    if verdict is not None:
-        if verdict not in self.verdicts:
-            raise ValueError(f"verdict: {', '.join(self.verdicts) or 'none'} counts now, not {verdict!r}")
-        if any(text.strip() for text in said.values()):
+    def reply(self, said: Mapping[str, str], verdict: str | None) -> str:
+        "What the person's reply looks like; raises `ValueError` for what the rules do not allow"
+        if self.over:
+            raise ValueError("the game is over")
+        form = self.asked.format
+        if verdict is not None:
+            if verdict not in self.verdicts:
+                raise ValueError(f"verdict: {', '.join(self.verdicts) or 'none'} counts now, not {verdict!r}")
+            if any(text.strip() for text in said.values()):
+                raise ValueError(
+                    "a verdict ends the game, and nobody hears what is said with it: leave the messages empty"
+                )
+            return form.write(form.said(verdict))
+        meant = {c: text.strip() for c, text in said.items()}
+        if set(meant) != set(self.speaks) or not all(meant.values()):
+            raise ValueError(f"a message is due in each of {', '.join(self.speaks)}")
+        typed = form.write(Said({c: meant[c] for c in self.speaks}))
+        if form.read(typed) != Said(meant):
+            headers = ", ".join(repr(h) for _, h in form.headers if h)
             raise ValueError(
-                "a verdict ends the game, and nobody hears what is said with it: leave the messages empty"
+                f"a message cannot have what has a meaning of its own in a reply: 'Decision:', or {headers or 'a header'}"
             )
-        return form.write(form.said(verdict))
-    meant = {c: text.strip() for c, text in said.items()}
-    if set(meant) != set(self.speaks) or not all(meant.values()):
-        raise ValueError(f"a message is due in each of {', '.join(self.speaks)}")
-    typed = form.write(Said({c: meant[c] for c in self.speaks}))
-    if form.read(typed) != Said(meant):
-        headers = ", ".join(repr(h) for _, h in form.headers if h)
-        raise ValueError(
-            f"a message cannot have what has a meaning of its own in a reply: 'Decision:', or {headers or 'a header'}"
+        return typed
+
+    def move(
+        self,
+        said: Mapping[str, str] = {},  # Channel → message; nothing where there is a verdict
+        verdict: str | None = None,  # One of `verdicts`
+    ) -> None:
+        "The person's turn; then the others play on. Raises `ValueError` for what is not allowed"
+        self.person.model.typed = self.reply(said, verdict)
+        self.play()
+        self.go_on()
+
+    @property
+    def game(self) -> TextGame:
+        "The game so far"
+        record = game_record(self.deal, self.state, 0, self.turns, self.rewards)
+        record |= {"person": self.seat, "knew_label": self.knows_label}
+        return TextGame(record, Rules(self.protocol, self.instance.scenario), "played")
+
+    def view(self) -> str:
+        "What the person may know, as HTML; all of it when the game is over"
+        game = self.game
+        if self.over:
+            return game.view()
+        label = f"<p>You know the label: <b>{game.label}</b>.</p>" if self.knows_label else ""
+        told = "".join(
+            f"<p class='nip-quiet'>{m['role']}</p>{prose(m['content'])}" for m in self.asked.messages
         )
-    return typed
+        task = f"<details><summary>what a model in your seat would be told</summary>{told}</details>"
+        about = f"<details open><summary>instance {game.record['id']}</summary>{game.instance()}</details>"
+        return boxed(label + about + game.table(self.seat) + task)
 
-# %% ../../nbs/92_analysis/07_human_text_player.ipynb #c014
-@patch
-def move(
-    self: TextSitting,
-    said: Mapping[str, str] = {},  # Channel → message; nothing where there is a verdict
-    verdict: str | None = None,  # One of `verdicts`
-) -> None:
-    "The person's turn; then the others play on. Raises `ValueError` for what is not allowed"
-    self.person.model.typed = self.reply(said, verdict)
-    self.play()
-    self.go_on()
-
-# %% ../../nbs/92_analysis/07_human_text_player.ipynb #c015
-@patch(as_prop=True)
-def game(self: TextSitting) -> TextGame:
-    "The game so far"
-    record = game_record(self.deal, self.state, 0, self.turns, self.rewards)
-    record |= {"person": self.seat, "knew_label": self.knows_label}
-    return TextGame(record, Rules(self.protocol, self.instance.scenario), "played")
-
-
-@patch
-def view(self: TextSitting) -> str:
-    "What the person may know, as HTML; all of it when the game is over"
-    game = self.game
-    if self.over:
-        return game.view()
-    label = f"<p>You know the label: <b>{game.label}</b>.</p>" if self.knows_label else ""
-    told = "".join(f"<p class='nip-quiet'>{m['role']}</p>{prose(m['content'])}" for m in self.asked.messages)
-    task = f"<details><summary>what a model in your seat would be told</summary>{told}</details>"
-    about = f"<details open><summary>instance {game.record['id']}</summary>{game.instance()}</details>"
-    return boxed(label + about + game.table(self.seat) + task)
-
-# %% ../../nbs/92_analysis/07_human_text_player.ipynb #c016
-@patch
-def keep(self: TextSitting) -> str:
-    "Keep the game with the run; where. The record says who was a person, and what they knew"
-    if self.kept is None:
-        file = RecordFile(self.run.dir / "rollouts" / "played.jsonl")
-        file.add(self.game.record | {"game": len(file.records)})
-        self.run.keep("rollouts", file.path)
-        self.kept = f"{file.path.name}, game {len(file.records) - 1}"
-    return self.kept
+    def keep(self) -> str:
+        "Keep the game with the run; where. The record says who was a person, and what they knew"
+        if self.kept is None:
+            file = RecordFile(self.run.dir / "rollouts" / "played.jsonl")
+            file.add(self.game.record | {"game": len(file.records)})
+            self.run.keep("rollouts", file.path)
+            self.kept = f"{file.path.name}, game {len(file.records) - 1}"
+        return self.kept

@@ -59,7 +59,8 @@ def trained(
         data = instance.train_dataset, instance.test_dataset
         return Trained(instance.hyper_params, settings, weights, data, run_or_result.run)
     run = find_run(run_or_result, run_store)
-    hyper_params, settings = HyperParameters.from_dict(run.hyper_params), ExperimentSettings(**settings)
+    hyper_params = HyperParameters.from_dict(run.hyper_params)
+    settings = ExperimentSettings(**settings)
     _plays(hyper_params)
     weights = join_state(*run.load_checkpoint())["agents"]
     scenario = scenarios[hyper_params.scenario](hyper_params, settings)
@@ -120,11 +121,10 @@ def episodes(
     trainer, label, passes=1, split="test", limit=None, variants=None, chunk=1000
 ) -> Iterator[TensorDict]:
     "Frames `[B time]` of the games of `play`, in pieces"
-    env, seed = getattr(trainer.instance, f"{split}_environment"), trainer.hyper_params.seed
-    draw, n = (
-        generator(seed, "evaluation", label, "episodes"),
-        min(len(env.dataset), limit or len(env.dataset)),
-    )
+    env = getattr(trainer.instance, f"{split}_environment")
+    seed = trainer.hyper_params.seed
+    draw = generator(seed, "evaluation", label, "episodes")
+    n = min(len(env.dataset), limit or len(env.dataset))
     trainer.sampler.generator = generator(seed, "evaluation", label, "actions", device=env.device)
     for rows in (rows for _ in range(passes) for rows in torch.arange(n).split(chunk)):
         seeds = torch.randint(MAX_EPISODE_SEED, (len(rows),), generator=draw)

@@ -9,7 +9,6 @@ import random
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from fastcore.basics import patch
 from ..agents.prompts import facts, human_names, render
 from .transcripts import Rules, TextGame, Transcripts, order, said_of
 from ..core.display import figure_for, html_table
@@ -153,7 +152,8 @@ class Query:
 def queries(analyser: RolloutAnalyser, games: Iterable[TextGame]) -> Iterator[Query]:
     "All that is asked about these games"
     for game in games:
-        rules, stance = game.rules, game.record["stance"]
+        rules = game.rules
+        stance = game.record["stance"]
         instance = render(rules.scenario.templates["instance"], **game.record["instance"])
         for agent in agents_about(analyser, rules):
             params = rules.scenario.hyper_params.agents[agent]
@@ -185,7 +185,8 @@ def judge(chat: ChatModel, asked: list[Query], file: RecordFile, bar) -> None:
     for attempt in range(NUM_TRIES):
         left = []
         for place, reply in chat.answers([q.request(attempt) for q in asked]):
-            query, answer = asked[place], read_answer(reply)
+            query = asked[place]
+            answer = read_answer(reply)
             if answer is None and attempt + 1 < NUM_TRIES:
                 left.append(query)
                 continue
@@ -256,13 +257,15 @@ def analyse(
     settings: ExperimentSettings | None = None,  # Limits of spending, progress
 ) -> Analysis:
     "Ask a model about the games of a run; what was asked before is not asked again"
-    settings, kept = settings or ExperimentSettings(), Transcripts(source, run_store=run_store)
+    settings = settings or ExperimentSettings()
+    kept = Transcripts(source, run_store=run_store)
     chosen = list(rollout_analysers if analysers is None else analysers)
     check_analysers(chosen, kept.rules)
     wanted = list(kept.files if names is None else names)
     if unknown := [n for n in wanted if n not in kept.files]:
         raise ParameterError("names", unknown[0], "is not among the games that were kept", list(kept.files))
-    chat, found = judge_of(kept.run, model, provider, settings, dry_run), []
+    chat = judge_of(kept.run, model, provider, settings, dry_run)
+    found = []
     for analyser in chosen:
         for name in wanted:
             file = judged_file(kept.run, analyser, name, chat, overwrite, dry_run)
@@ -313,22 +316,20 @@ class Analysis:
         named = [[a, said_of(games), *rest] for a, games, *rest in rows]
         return html_table(["analyser", "games", "agent", "channel", "yes", "answers", "unread"], named)
 
-# %% ../../nbs/92_analysis/09_transcript_judge.ipynb #c024
-@patch
-def plot(self: Analysis, figure=None):
-    "The share of yes over iterations, a panel for each analyser; tests are at the end"
-    summary = self.summary.reset_index()
-    names = list(dict.fromkeys(summary["analyser"]))
-    figure = figure_for(figure, 3.2 * max(1, len(names)), 2.8)
-    for ax, name in zip(figure.subplots(1, max(1, len(names)), squeeze=False, sharey=True)[0], names):
-        mine = summary[summary["analyser"] == name]
-        at = {games: i for i, games in enumerate(sorted(set(mine["games"]), key=order, reverse=True))}
-        for (agent, channel), line in mine.groupby(["agent", "channel"]):
-            line = line.assign(at=line["games"].map(at)).sort_values("at")
-            ax.plot(line["at"], line["yes"], marker="o", label=f"{agent} {channel}".strip())
-        ax.set(title=name.replace("_", " "), ylim=(-0.05, 1.05))
-        ax.set_xticks(
-            list(at.values()), [said_of(games) for games in at], rotation=30, ha="right", fontsize=8
-        )
-        ax.legend(fontsize=7)
-    return figure
+    def plot(self, figure=None):
+        "The share of yes over iterations, a panel for each analyser; tests are at the end"
+        summary = self.summary.reset_index()
+        names = list(dict.fromkeys(summary["analyser"]))
+        figure = figure_for(figure, 3.2 * max(1, len(names)), 2.8)
+        for ax, name in zip(figure.subplots(1, max(1, len(names)), squeeze=False, sharey=True)[0], names):
+            mine = summary[summary["analyser"] == name]
+            at = {games: i for i, games in enumerate(sorted(set(mine["games"]), key=order, reverse=True))}
+            for (agent, channel), line in mine.groupby(["agent", "channel"]):
+                line = line.assign(at=line["games"].map(at)).sort_values("at")
+                ax.plot(line["at"], line["yes"], marker="o", label=f"{agent} {channel}".strip())
+            ax.set(title=name.replace("_", " "), ylim=(-0.05, 1.05))
+            ax.set_xticks(
+                list(at.values()), [said_of(games) for games in at], rotation=30, ha="right", fontsize=8
+            )
+            ax.legend(fontsize=7)
+        return figure

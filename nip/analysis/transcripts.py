@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from fastcore.basics import patch
 from html import escape
 from ..core.display import STYLE, boxed, dot, html_table, prose, speaker_colours
 from ..core.files import Lines
@@ -72,7 +71,9 @@ class TextGame:
         rules: Rules | None = None,  # None: not known
         name: str = "",  # Under which it was kept
     ):
-        self.record, self.rules, self.name = record, rules, name
+        self.record = record
+        self.rules = rules
+        self.name = name
         self.label, self.verdict, self.rewards = (record[k] for k in ("label", "verdict", "rewards"))
 
     @property
@@ -88,44 +89,115 @@ class TextGame:
         where = f"{self.name}, game {self.record['game']}" if self.name else f"game {self.record['game']}"
         return f"{where}, instance {self.record['id']}: label {self.label}, verdict {self.verdict or 'none'} ({self.ending})"
 
-# %% ../../nbs/92_analysis/00_transcripts.ipynb #c012
-@patch
-def channels(self: TextGame, agent: str | None = None) -> list[str]:
-    "Channels, those that `agent` sees"
-    if self.rules is None:
-        if agent is not None:
-            raise ParameterError(
-                "agent", agent, "sees nobody knows what: the hyper-parameters of the game are not known"
+    def channels(self, agent: str | None = None) -> list[str]:
+        "Channels, those that `agent` sees"
+        if self.rules is None:
+            if agent is not None:
+                raise ParameterError(
+                    "agent", agent, "sees nobody knows what: the hyper-parameters of the game are not known"
+                )
+            return list(dict.fromkeys(c for t in self.record["turns"] for c in t["said"]))
+        p = self.rules.protocol
+        if agent not in (None, *p.agent_names):
+            raise ParameterError("agent", agent, "is not in this game", p.agent_names)
+        sees = set(p.agent_channel_visibility)
+        return [c for c in p.message_channel_names if agent is None or (agent, c) in sees]
+
+    def seen(self, agent: str | None = None) -> list[dict[str, Any]]:
+        "The turns, as `agent` knows them: those of others without what they were told, decided and were paid"
+        if agent is None:
+            return list(self.record["turns"])
+        there = set(self.channels(agent))
+        found = []
+        for turn in self.record["turns"]:
+            heard = {c: text for c, text in turn["said"].items() if c in there}
+            if turn["agent"] == agent:
+                found.append(turn)
+            elif heard:
+                found.append(
+                    {"round": turn["round"], "agent": turn["agent"], "said": heard, "decision": None}
+                )
+        return found
+
+    def speaker(self, agent: str) -> str:
+        "An agent's name, with its colour"
+        return f"<span style='white-space: nowrap'>{dot(speaker_colours(self.agents)[agent])}<b>{escape(agent)}</b></span>"
+
+    def behind(self, turn: Mapping[str, Any]) -> str:
+        "What there is behind a turn, as HTML: what the model was told and what it wrote, folded"
+        if "prompt" not in turn:
+            return ""
+        notes = {f"{turn['num_retries']} retries": turn["num_retries"], "cut": turn["is_cut"], "could not be read": not turn["is_valid"],
+                 f"reward {turn['reward']:g}": turn["reward"]}  # fmt: skip
+        told = "".join(
+            f"<p class='nip-quiet'>{escape(m['role'])}</p>{prose(m['content'])}" for m in turn["prompt"]
+        )
+        summary = ", ".join([self.speaker(turn["agent"]), *(note for note, holds in notes.items() if holds)])
+        reply = f"<p class='nip-quiet'>the reply, as it came</p>{prose(turn['reply'])}"
+        tokens = f"{turn['prompt_tokens']} tokens read, {turn['completion_tokens']} written"
+        quiet = f"<p class='nip-quiet'>{tokens}</p>" if turn["prompt_tokens"] else ""
+        return f"<details><summary>{summary}</summary>{told}{reply}{quiet}</details>"
+
+    def table(self, agent: str | None = None) -> str:
+        "Rounds below each other, channels side by side, as HTML"
+        turns = self.seen(agent)
+        channels = self.channels(agent)
+        rows = []
+        for r in dict.fromkeys(t["round"] for t in turns):
+            here = [t for t in turns if t["round"] == r]
+
+            def said(c, here=here):
+                return "".join(
+                    f"{self.speaker(t['agent'])}{prose(t['said'][c])}" for t in here if c in t["said"]
+                )
+
+            verdicts = "".join(
+                f"{self.speaker(t['agent'])}<br>{escape(decided(t))}" for t in here if t["decision"]
             )
-        return list(dict.fromkeys(c for t in self.record["turns"] for c in t["said"]))
-    p = self.rules.protocol
-    if agent not in (None, *p.agent_names):
-        raise ParameterError("agent", agent, "is not in this game", p.agent_names)
-    sees = set(p.agent_channel_visibility)
-    return [c for c in p.message_channel_names if agent is None or (agent, c) in sees]
+            rows.append([str(r), *map(said, channels), verdicts, "".join(map(self.behind, here))])
+        header = ["round", *map(escape, channels), "verdict", "what was told and replied"]
+        return html_table(header, rows) if rows else "<p class='nip-quiet'>Nothing was said yet.</p>"
 
+    def instance(self) -> str:
+        "What the game is about, as HTML"
+        text = self.record["instance"]
+        if self.rules:
+            return self.rules.scenario.html(text)
+        return "".join(f"<p class='nip-quiet'>{escape(k)}</p>{prose(v)}" for k, v in text.items())
 
-@patch
-def seen(self: TextGame, agent: str | None = None) -> list[dict[str, Any]]:
-    "The turns, as `agent` knows them: those of others without what they were told, decided and were paid"
-    if agent is None:
-        return list(self.record["turns"])
-    there, found = set(self.channels(agent)), []
-    for turn in self.record["turns"]:
-        heard = {c: text for c, text in turn["said"].items() if c in there}
-        if turn["agent"] == agent:
-            found.append(turn)
-        elif heard:
-            found.append({"round": turn["round"], "agent": turn["agent"], "said": heard, "decision": None})
-    return found
+    def ended(self, agent: str | None = None) -> str:
+        "How it ended, as HTML; an agent knows what it was paid"
+        if agent is not None:
+            return f"<p>Reward of {self.speaker(agent)}: {self.rewards[agent]:g}</p>"
+        look = {"right": "nip-right", "wrong": "nip-wrong"}.get(self.ending, "nip-quiet")
+        rewards = ", ".join(f"{self.speaker(a)} {r:g}" for a, r in self.rewards.items())
+        verdict = f"verdict <b>{self.verdict or 'none'}</b>, label <b>{self.label}</b>"
+        person = f" A person was {self.speaker(self.record['person'])}." if "person" in self.record else ""
+        return f"<p>{verdict}: <span class='{look}'>{self.ending}</span>. Rewards: {rewards}.{person}</p>"
+
+    def view(self, agent: str | None = None) -> str:
+        "The game as `agent` knows it, as HTML"
+        about = f"<details open><summary>instance {self.record['id']}</summary>{self.instance()}</details>"
+        return boxed(about + self.table(agent) + self.ended(agent))
+
+    def _repr_html_(self) -> str:
+        return STYLE + self.view()
+
+    def text(self, agent: str | None = None) -> str:
+        "The game as `agent` knows it, as lines"
+        lines = [
+            str(self)
+            if agent is None
+            else f"{self.name} game {self.record['game']}, as {agent} knows it".strip()
+        ]
+        for t in self.seen(agent):
+            said = [f"  {t['round']} {t['agent']} in {c}: {text}" for c, text in t["said"].items()]
+            verdict = [f"  {t['round']} {t['agent']} decides: {decided(t)}"] if t["decision"] else []
+            lines += (said + verdict) or [f"  {t['round']} {t['agent']}: (nothing that could be read)"]
+        paid = self.rewards if agent is None else {agent: self.rewards[agent]}
+        return "\n".join([*lines, "  rewards: " + ", ".join(f"{a} {r:g}" for a, r in paid.items())])
 
 # %% ../../nbs/92_analysis/00_transcripts.ipynb #c013
-@patch
-def speaker(self: TextGame, agent: str) -> str:
-    "An agent's name, with its colour"
-    return f"<span style='white-space: nowrap'>{dot(speaker_colours(self.agents)[agent])}<b>{escape(agent)}</b></span>"
-
-
 def decided(turn: Mapping[str, Any]) -> str:
     "A verdict in words"
     return (
@@ -133,87 +205,6 @@ def decided(turn: Mapping[str, Any]) -> str:
         if turn["decision"] is None
         else turn["decision"] + ("" if turn["grade"] is None else f" ({turn['grade']:g})")
     )
-
-# %% ../../nbs/92_analysis/00_transcripts.ipynb #c015
-@patch
-def behind(self: TextGame, turn: Mapping[str, Any]) -> str:
-    "What there is behind a turn, as HTML: what the model was told and what it wrote, folded"
-    if "prompt" not in turn:
-        return ""
-    notes = {f"{turn['num_retries']} retries": turn["num_retries"], "cut": turn["is_cut"], "could not be read": not turn["is_valid"],
-             f"reward {turn['reward']:g}": turn["reward"]}  # fmt: skip
-    told = "".join(
-        f"<p class='nip-quiet'>{escape(m['role'])}</p>{prose(m['content'])}" for m in turn["prompt"]
-    )
-    summary = ", ".join([self.speaker(turn["agent"]), *(note for note, holds in notes.items() if holds)])
-    reply = f"<p class='nip-quiet'>the reply, as it came</p>{prose(turn['reply'])}"
-    tokens = f"{turn['prompt_tokens']} tokens read, {turn['completion_tokens']} written"
-    quiet = f"<p class='nip-quiet'>{tokens}</p>" if turn["prompt_tokens"] else ""
-    return f"<details><summary>{summary}</summary>{told}{reply}{quiet}</details>"
-
-# %% ../../nbs/92_analysis/00_transcripts.ipynb #c017
-@patch
-def table(self: TextGame, agent: str | None = None) -> str:
-    "Rounds below each other, channels side by side, as HTML"
-    turns, channels, rows = self.seen(agent), self.channels(agent), []
-    for r in dict.fromkeys(t["round"] for t in turns):
-        here = [t for t in turns if t["round"] == r]
-        said = lambda c, here=here: "".join(
-            f"{self.speaker(t['agent'])}{prose(t['said'][c])}" for t in here if c in t["said"]
-        )
-        verdicts = "".join(
-            f"{self.speaker(t['agent'])}<br>{escape(decided(t))}" for t in here if t["decision"]
-        )
-        rows.append([str(r), *map(said, channels), verdicts, "".join(map(self.behind, here))])
-    header = ["round", *map(escape, channels), "verdict", "what was told and replied"]
-    return html_table(header, rows) if rows else "<p class='nip-quiet'>Nothing was said yet.</p>"
-
-# %% ../../nbs/92_analysis/00_transcripts.ipynb #c018
-@patch
-def instance(self: TextGame) -> str:
-    "What the game is about, as HTML"
-    text = self.record["instance"]
-    if self.rules:
-        return self.rules.scenario.html(text)
-    return "".join(f"<p class='nip-quiet'>{escape(k)}</p>{prose(v)}" for k, v in text.items())
-
-
-@patch
-def ended(self: TextGame, agent: str | None = None) -> str:
-    "How it ended, as HTML; an agent knows what it was paid"
-    if agent is not None:
-        return f"<p>Reward of {self.speaker(agent)}: {self.rewards[agent]:g}</p>"
-    look = {"right": "nip-right", "wrong": "nip-wrong"}.get(self.ending, "nip-quiet")
-    rewards = ", ".join(f"{self.speaker(a)} {r:g}" for a, r in self.rewards.items())
-    verdict = f"verdict <b>{self.verdict or 'none'}</b>, label <b>{self.label}</b>"
-    person = f" A person was {self.speaker(self.record['person'])}." if "person" in self.record else ""
-    return f"<p>{verdict}: <span class='{look}'>{self.ending}</span>. Rewards: {rewards}.{person}</p>"
-
-
-@patch
-def view(self: TextGame, agent: str | None = None) -> str:
-    "The game as `agent` knows it, as HTML"
-    about = f"<details open><summary>instance {self.record['id']}</summary>{self.instance()}</details>"
-    return boxed(about + self.table(agent) + self.ended(agent))
-
-
-@patch
-def _repr_html_(self: TextGame) -> str:
-    return STYLE + self.view()
-
-# %% ../../nbs/92_analysis/00_transcripts.ipynb #c024
-@patch
-def text(self: TextGame, agent: str | None = None) -> str:
-    "The game as `agent` knows it, as lines"
-    lines = [
-        str(self) if agent is None else f"{self.name} game {self.record['game']}, as {agent} knows it".strip()
-    ]
-    for t in self.seen(agent):
-        said = [f"  {t['round']} {t['agent']} in {c}: {text}" for c, text in t["said"].items()]
-        verdict = [f"  {t['round']} {t['agent']} decides: {decided(t)}"] if t["decision"] else []
-        lines += (said + verdict) or [f"  {t['round']} {t['agent']}: (nothing that could be read)"]
-    paid = self.rewards if agent is None else {agent: self.rewards[agent]}
-    return "\n".join([*lines, "  rewards: " + ", ".join(f"{a} {r:g}" for a, r in paid.items())])
 
 # %% ../../nbs/92_analysis/00_transcripts.ipynb #c027
 ENDINGS = ("right", "wrong", "undecided")
@@ -268,7 +259,8 @@ class Transcripts:
                 raise FileNotFoundError(f"there are no games at {file}")
             folder = file.resolve().parent.parent
             self.run = Run(folder) if (folder / "hyper_params.yaml").exists() else None
-            self.files, name = {file.stem: file}, file.stem
+            self.files = {file.stem: file}
+            name = file.stem
         else:
             self.run = find_run(source, run_store)
             self.files = kept_games(self.run)
@@ -294,38 +286,33 @@ class Transcripts:
     def __len__(self) -> int:
         return len(self.games)
 
-# %% ../../nbs/92_analysis/00_transcripts.ipynb #c031
-@patch
-def __iter__(self: Transcripts) -> Iterator[TextGame]:
-    return iter(self.games)
+    def __iter__(self) -> Iterator[TextGame]:
+        return iter(self.games)
 
+    def select(self, ending=None, label=None, reward=(), text="") -> list[TextGame]:
+        "Those that are as they are asked for, see `select_games`"
+        return select_games(self.games, ending, label, reward, text)
 
-@patch
-def select(self: Transcripts, ending=None, label=None, reward=(), text="") -> list[TextGame]:
-    "Those that are as they are asked for, see `select_games`"
-    return select_games(self.games, ending, label, reward, text)
+    def __repr__(self) -> str:
+        counts = {e: sum(g.ending == e for g in self.games) for e in ENDINGS}
+        return f"Transcripts({said_of(self.name)}: {len(self)} games; {', '.join(f'{n} {e}' for e, n in counts.items())})"
 
-
-@patch
-def __repr__(self: Transcripts) -> str:
-    counts = {e: sum(g.ending == e for g in self.games) for e in ENDINGS}
-    return f"Transcripts({said_of(self.name)}: {len(self)} games; {', '.join(f'{n} {e}' for e, n in counts.items())})"
-
-
-@patch
-def _repr_html_(self: Transcripts, shown: int = 5) -> str:
-    games = "".join(
-        f"<details><summary>{escape(str(g))}</summary>{g.view()}</details>" for g in self.games[:shown]
-    )
-    more = f"<p class='nip-quiet'>and {len(self) - shown} more</p>" if len(self) > shown else ""
-    return STYLE + boxed(f"<p>{escape(repr(self))}</p>{games}{more}")
+    def _repr_html_(self, shown: int = 5) -> str:
+        games = "".join(
+            f"<details><summary>{escape(str(g))}</summary>{g.view()}</details>" for g in self.games[:shown]
+        )
+        more = f"<p class='nip-quiet'>and {len(self) - shown} more</p>" if len(self) > shown else ""
+        return STYLE + boxed(f"<p>{escape(repr(self))}</p>{games}{more}")
 
 # %% ../../nbs/92_analysis/00_transcripts.ipynb #c034
 class Overheard:
     "The games of words of a run, as they come"
 
     def __init__(self, run: Run):
-        self.run, self.lines, self.rules, self.told = run, {}, None, 0
+        self.run = run
+        self.lines = {}
+        self.rules = None
+        self.told = 0
 
     def latest(self) -> tuple[TextGame, int] | None:
         "The game that ended last, and how many there are with it; None where there is no other than the last time"

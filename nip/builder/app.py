@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ipywidgets as W
 from collections.abc import Callable
-from fastcore.basics import patch
 from .form import Form
 from .inspector import Inspector
 from .jobs import Job, JobPanel
@@ -39,7 +38,8 @@ def hyper_params_from(
         return (
             source if isinstance(source, HyperParameters) else HyperParameters.from_dict(source.hyper_params)
         )
-    text, store = str(source).strip(), RunStore(run_store)
+    text = str(source).strip()
+    store = RunStore(run_store)
     if "HyperParameters(" in text:
         return from_python(text)
     if text.startswith("nip run"):
@@ -114,7 +114,8 @@ class Loader:
     "A place to say where to begin"
 
     def __init__(self, load: Callable[[HyperParameters], None], store: RunStore):
-        self.load, self.store = load, store
+        self.load = load
+        self.store = store
         self.source = control(W.Combobox, "begin at", "A preset, a run of the store, or a YAML or JSON file", "400px", ensure_option=False,
                               placeholder="a preset, a run, or the path of a YAML file")  # fmt: skip
         self.button = button(
@@ -168,7 +169,9 @@ class Builder:
         self.jobs = JobPanel(self.job_ended)
         self.launch = Launch(lambda: self.hyper_params, self.store, self.jobs)
         self.written, self.loader = Written(self.form), Loader(self.form.load, self.store)
-        self.inspector, self.results, self.play = None, None, None
+        self.inspector = None
+        self.results = None
+        self.play = None
         self.form.on_change = self.changed
         self.tabs = W.ToggleButtons(
             options=list(PAGES), tooltips=list(PAGES.values()), style={"button_width": "100px"}
@@ -184,100 +187,77 @@ class Builder:
     def __repr__(self) -> str:
         return f"Builder(page={self.tabs.value!r}, run_store={str(self.store.root)!r})"
 
-# %% ../../nbs/94_builder/09_app.ipynb #c017
-@patch(as_prop=True)
-def hyper_params(self: Builder) -> HyperParameters:
-    "What the widgets say; raises what is wrong, where something is"
-    return self.form.hyper_params
+    @property
+    def hyper_params(self) -> HyperParameters:
+        "What the widgets say; raises what is wrong, where something is"
+        return self.form.hyper_params
 
+    @property
+    def code(self) -> str:
+        "The Python call that makes `hyper_params`"
+        return python_call(self.hyper_params)
 
-@patch(as_prop=True)
-def code(self: Builder) -> str:
-    "The Python call that makes `hyper_params`"
-    return python_call(self.hyper_params)
+    @property
+    def result(self) -> Result | None:
+        "What the last training gave"
+        return self.launch.result
 
+    @property
+    def job(self) -> Job | None:
+        "What is at work, or was last"
+        return self.jobs.job
 
-@patch(as_prop=True)
-def result(self: Builder) -> Result | None:
-    "What the last training gave"
-    return self.launch.result
+    def load(self, source) -> None:  # As `hyper_params_from` takes it
+        "Let the widgets say something else"
+        self.form.load(hyper_params_from(source, self.store))
 
+    def open(self, name: str) -> None:
+        "Show a page"
+        page = self.pages[name]
+        if not page.children:
+            page.children = getattr(self, f"make_{name.lower()}")()
+        for other in self.pages.values():
+            other.layout.display = None if other is page else "none"
+        self.tabs.value = name
+        self.jobs.details.layout.display = None if name == "Launch" else "none"
+        self.refresh()
 
-@patch(as_prop=True)
-def job(self: Builder) -> Job | None:
-    "What is at work, or was last"
-    return self.jobs.job
+    def refresh(self) -> None:
+        "Let the open page show what is there now"
+        if self.tabs.value == "Inspect":
+            self.inspector.refresh()
+        elif self.tabs.value == "Launch":
+            self.launch.refresh()
+        elif self.tabs.value == "Assemble":
+            self.loader.refresh()
+            self.form.show()
+        elif self.tabs.value == "Runs":
+            self.results.refresh()
+        elif self.tabs.value == "Play":
+            self.play.refresh()
 
+    def changed(self) -> None:
+        "The form says something else"
+        self.written.show()
 
-@patch
-def load(self: Builder, source) -> None:  # As `hyper_params_from` takes it
-    "Let the widgets say something else"
-    self.form.load(hyper_params_from(source, self.store))
+    def job_ended(self, job: Job) -> None:
+        "A run is over, and may be in the lists"
+        self.refresh()
 
-# %% ../../nbs/94_builder/09_app.ipynb #c019
-@patch
-def open(self: Builder, name: str) -> None:
-    "Show a page"
-    page = self.pages[name]
-    if not page.children:
-        page.children = getattr(self, f"make_{name.lower()}")()
-    for other in self.pages.values():
-        other.layout.display = None if other is page else "none"
-    self.tabs.value, self.jobs.details.layout.display = name, None if name == "Launch" else "none"
-    self.refresh()
+    def make_assemble(self) -> list[W.Widget]:
+        return [self.loader.root, self.form.root, self.written.root]
 
+    def make_inspect(self) -> list[W.Widget]:
+        self.inspector = Inspector(lambda: self.hyper_params, lambda: self.launch.form.settings)
+        return [self.inspector.root]
 
-@patch
-def refresh(self: Builder) -> None:
-    "Let the open page show what is there now"
-    if self.tabs.value == "Inspect":
-        self.inspector.refresh()
-    elif self.tabs.value == "Launch":
-        self.launch.refresh()
-    elif self.tabs.value == "Assemble":
-        self.loader.refresh()
-        self.form.show()
-    elif self.tabs.value == "Runs":
-        self.results.refresh()
-    elif self.tabs.value == "Play":
-        self.play.refresh()
+    def make_launch(self) -> list[W.Widget]:
+        return [self.launch.root]
 
+    def make_runs(self) -> list[W.Widget]:
+        self.results = Results(self.launch, self.load)
+        return [self.results.root]
 
-@patch
-def changed(self: Builder) -> None:
-    "The form says something else"
-    self.written.show()
-
-
-@patch
-def job_ended(self: Builder, job: Job) -> None:
-    "A run is over, and may be in the lists"
-    self.refresh()
-
-# %% ../../nbs/94_builder/09_app.ipynb #c021
-@patch
-def make_assemble(self: Builder) -> list[W.Widget]:
-    return [self.loader.root, self.form.root, self.written.root]
-
-
-@patch
-def make_inspect(self: Builder) -> list[W.Widget]:
-    self.inspector = Inspector(lambda: self.hyper_params, lambda: self.launch.form.settings)
-    return [self.inspector.root]
-
-
-@patch
-def make_launch(self: Builder) -> list[W.Widget]:
-    return [self.launch.root]
-
-
-@patch
-def make_runs(self: Builder) -> list[W.Widget]:
-    self.results = Results(self.launch, self.load)
-    return [self.results.root]
-
-
-@patch
-def make_play(self: Builder) -> list[W.Widget]:
-    self.play = Play(self.store)
-    return [self.play.root]
+    def make_play(self) -> list[W.Widget]:
+        self.play = Play(self.store)
+        return [self.play.root]

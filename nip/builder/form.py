@@ -11,15 +11,34 @@ import re
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING
-from fastcore.basics import patch
 from functools import partial
 from html import escape
 from .widgets import beside, control, toggles
 from ..core.display import boxed
 from ..core.registry import component_modules
 from ..experiments.as_code import classes, literal
-from ..parameters.hyper_params import HyperParameters, agent_parameters, changed, parameter_groups, protocol_handlers, scenarios, trainers
-from ..parameters.validation import ParameterError, Parameters, Spec, check_conditions, convert, dataclass_specs, describe, differs, field_docs, plain, unlike
+from nip.parameters.hyper_params import (
+    HyperParameters,
+    agent_parameters,
+    changed,
+    parameter_groups,
+    protocol_handlers,
+    scenarios,
+    trainers,
+)
+from nip.parameters.validation import (
+    ParameterError,
+    Parameters,
+    Spec,
+    check_conditions,
+    convert,
+    dataclass_specs,
+    describe,
+    differs,
+    field_docs,
+    plain,
+    unlike,
+)
 from ..protocols.handler import build_protocol_handler, protocol_wrappers
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
@@ -53,11 +72,15 @@ def sections(hyper_params: HyperParameters) -> list[str]:
         for g in parameter_groups
         if g not in claimed and not parameter_groups.meta(g).get("only_if_claimed")
     }
-    shown, modules = groups_of(components(hyper_params)) | free, component_modules()
+    shown = groups_of(components(hyper_params)) | free
+    modules = component_modules()
     home = {g: parameter_groups[g].__module__ for g in shown if g in parameter_groups} | {
         "agents": "nip.agents.parts"
     }
-    stage = lambda g: modules.index(home[g]) if home[g] in modules else len(modules)
+
+    def stage(g):
+        return modules.index(home[g]) if home[g] in modules else len(modules)
+
     return sorted(home, key=lambda g: (stage(g), g))
 
 # %% ../../nbs/94_builder/01_form.ipynb #c010
@@ -92,7 +115,8 @@ def as_text(value, hint) -> str:
 
 def from_text(text: str, hint) -> Any:
     "The value that stands in a text field"
-    stripped, optional = text.strip(), NoneType in members(hint)
+    stripped = text.strip()
+    optional = NoneType in members(hint)
     if stripped in ("", "None") and optional:
         return None
     if str in members(hint) and stripped[:1] not in ("'", '"'):
@@ -106,7 +130,8 @@ def from_text(text: str, hint) -> Any:
 # %% ../../nbs/94_builder/01_form.ipynb #c013
 def choices_of(spec: Spec) -> list | None:
     "All valid values, where they can be listed; for parameters their classes"
-    optional, choices = NoneType in members(spec.hint), spec.conditions.get("choices")
+    optional = NoneType in members(spec.hint)
+    choices = spec.conditions.get("choices")
     if choices is not None:
         return list(dict.fromkeys([*([None] if optional else []), *choices]))
     if kinds := classes(spec.hint):
@@ -177,7 +202,10 @@ class Draft:
         self.load(params)
 
     def load(self, params: Parameters) -> None:
-        self.accepted, self.waiting, self.errors, self.remark = params, {}, {}, ""
+        self.accepted = params
+        self.waiting = {}
+        self.errors = {}
+        self.remark = ""
 
     @property
     def value(self) -> Parameters:
@@ -193,38 +221,33 @@ class Draft:
         if not self.errors:
             self.attempt(path)
 
-# %% ../../nbs/94_builder/01_form.ipynb #c021
-@patch
-def attempt(self: Draft, path: str) -> None:
-    "Accept all that waits, or note what is wrong with it"
-    try:
-        self.accepted, self.remark = self.change(self.accepted, self.waiting)
-        self.waiting, self.errors = {}, {}
-    except ParameterError as error:
-        self.errors = {error.path.removeprefix(f"{self.accepted._label}."): error}
-    except Exception as error:  # noqa: BLE001 whatever a component may raise
-        self.errors = {path: error}
+    def attempt(self, path: str) -> None:
+        "Accept all that waits, or note what is wrong with it"
+        try:
+            self.accepted, self.remark = self.change(self.accepted, self.waiting)
+            self.waiting = {}
+            self.errors = {}
+        except ParameterError as error:
+            self.errors = {error.path.removeprefix(f"{self.accepted._label}."): error}
+        except Exception as error:  # noqa: BLE001 whatever a component may raise
+            self.errors = {path: error}
 
+    def wrong_alone(self) -> dict[str, Exception]:
+        "Errors of waiting values that are wrong whatever the others are"
+        found = {}
+        for path, value in self.waiting.items():
+            if spec := self.spec(path):
+                try:
+                    check_conditions(convert(value, spec.hint, path), spec.conditions, path)
+                except ParameterError as error:
+                    found[error.path] = error
+        return found
 
-@patch
-def wrong_alone(self: Draft) -> dict[str, Exception]:
-    "Errors of waiting values that are wrong whatever the others are"
-    found = {}
-    for path, value in self.waiting.items():
-        if spec := self.spec(path):
-            try:
-                check_conditions(convert(value, spec.hint, path), spec.conditions, path)
-            except ParameterError as error:
-                found[error.path] = error
-    return found
-
-
-@patch
-def spec(self: Draft, path: str) -> Spec | None:
-    "What is known about the parameter at an address; None for an agent"
-    parent, _, name = path.rpartition(".")
-    holder = self.accepted.get(parent) if parent else self.accepted
-    return holder._specs().get(name) if isinstance(holder, Parameters) else None
+    def spec(self, path: str) -> Spec | None:
+        "What is known about the parameter at an address; None for an agent"
+        parent, _, name = path.rpartition(".")
+        holder = self.accepted.get(parent) if parent else self.accepted
+        return holder._specs().get(name) if isinstance(holder, Parameters) else None
 
 # %% ../../nbs/94_builder/01_form.ipynb #c022
 def with_changes(hyper_params: HyperParameters, changes: dict[str, Any]) -> tuple[HyperParameters, str]:
@@ -261,95 +284,95 @@ class Field:
     "One parameter"
 
     def __init__(self, form: FieldGroup, path: str, spec: Spec, doc: str = "", suggestions=()):
-        self.form, self.path, self.spec, self.doc = form, path, spec, doc
+        self.form = form
+        self.path = path
+        self.spec = spec
+        self.doc = doc
         self.control = control_for(
             path.rpartition(".")[2], spec, f"{path}: {doc or describe(spec.hint)}", suggestions
         )
         self.control.add_class("nip-field")
-        self.note, self.inner = W.HTML(layout={"flex": "1 1 260px"}), W.VBox(layout={"margin": "0 0 0 24px"})
+        self.note = W.HTML(layout={"flex": "1 1 260px"})
+        self.inner = W.VBox(layout={"margin": "0 0 0 24px"})
         row = W.HBox([self.control, self.note], layout={"flex_flow": "row wrap", "align_items": "baseline"})
         self.root = W.VBox([row, self.inner]) if classes(spec.hint) else row
         self.show()
         self.control.observe(self.changed, "value")
 
-# %% ../../nbs/94_builder/01_form.ipynb #c027
-@patch(as_prop=True)
-def value(self: Field) -> Any:
-    "What the control says, as a value for the constructor"
-    said = self.control.value
-    if isinstance(self.control, W.Text):
-        return from_text(said, self.spec.hint)
-    if isinstance(self.control, W.Checkbox):
-        return said
-    kinds = {kind.__name__: kind for kind in classes(self.spec.hint)}
-    return example(kinds[said]) if said in kinds else {str(c): c for c in choices_of(self.spec)}[said]
+    @property
+    def value(self) -> Any:
+        "What the control says, as a value for the constructor"
+        said = self.control.value
+        if isinstance(self.control, W.Text):
+            return from_text(said, self.spec.hint)
+        if isinstance(self.control, W.Checkbox):
+            return said
+        kinds = {kind.__name__: kind for kind in classes(self.spec.hint)}
+        return example(kinds[said]) if said in kinds else {str(c): c for c in choices_of(self.spec)}[said]
 
+    def changed(self, change) -> None:
+        if not self.form.is_showing:
+            self.form.set(self.path, self.value)
 
-@patch
-def changed(self: Field, change) -> None:
-    if not self.form.is_showing:
-        self.form.set(self.path, self.value)
+    def says(self, value) -> bool:
+        "Whether the control says `value` already, in whatever way"
+        if isinstance(value, Parameters):
+            return self.control.value == type(value).__name__
+        with suppress(ParameterError):
+            return not unlike(convert(self.value, self.spec.hint, self.path), value)
+        return False
 
+    def show_value(self, value) -> None:
+        "Let the control say `value`"
+        if isinstance(self.control, W.Text):
+            self.control.value = as_text(value, self.spec.hint)
+            return
+        if isinstance(self.control, W.Checkbox):
+            self.control.value = value
+            return
+        self.control.value = type(value).__name__ if isinstance(value, Parameters) else str(value)
 
-@patch
-def says(self: Field, value) -> bool:
-    "Whether the control says `value` already, in whatever way"
-    if isinstance(value, Parameters):
-        return self.control.value == type(value).__name__
-    with suppress(ParameterError):
-        return not unlike(convert(self.value, self.spec.hint, self.path), value)
-    return False
+    def offer(self) -> None:
+        "Let a list have what was registered since"
+        if isinstance(self.control, W.Dropdown):
+            options = tuple(str(c) for c in choices_of(self.spec))
+            said = self.control.value
+            if options != self.control.options:
+                self.control.options = options
+                self.control.value = said if said in options else options[0]
 
-
-@patch
-def show_value(self: Field, value) -> None:
-    "Let the control say `value`"
-    if isinstance(self.control, W.Text):
-        self.control.value = as_text(value, self.spec.hint)
-        return
-    if isinstance(self.control, W.Checkbox):
-        self.control.value = value
-        return
-    self.control.value = type(value).__name__ if isinstance(value, Parameters) else str(value)
-
-
-@patch
-def offer(self: Field) -> None:
-    "Let a list have what was registered since"
-    if isinstance(self.control, W.Dropdown):
-        options, said = tuple(str(c) for c in choices_of(self.spec)), self.control.value
-        if options != self.control.options:
-            self.control.options = options
-            self.control.value = said if said in options else options[0]
-
-# %% ../../nbs/94_builder/01_form.ipynb #c028
-@patch
-def show(self: Field) -> None:
-    "Show what the form holds; what is typed and waits stays as it is"
-    holder, (_, _, name) = self.form.holder(self.path), self.path.rpartition(".")
-    value = getattr(holder, name)
-    self.offer()
-    if self.path not in self.form.draft.waiting and not self.says(value):
-        self.show_value(value)
-    if classes(self.spec.hint):
-        inside = value._specs() if isinstance(value, Parameters) else ()
-        self.inner.children = [self.form.field(f"{self.path}.{n}").root for n in inside]
-    errors = "".join(f'<div class="nip-wrong">{escape(str(e))}</div>' for e in self.form.errors_at(self.path))
-    default = holder._default(name)
-    has_mark = default is not MISSING and differs(holder, name)
-    mark = (
-        f'<span class="nip-changed">● default {escape(literal(plain(default)))}</span> ' if has_mark else ""
-    )
-    self.note.value = (
-        f'<div class="nip-html">{errors}{mark}<span class="nip-quiet">{with_code(self.doc)}</span></div>'
-    )
+    def show(self) -> None:
+        "Show what the form holds; what is typed and waits stays as it is"
+        holder, (_, _, name) = self.form.holder(self.path), self.path.rpartition(".")
+        value = getattr(holder, name)
+        self.offer()
+        if self.path not in self.form.draft.waiting and not self.says(value):
+            self.show_value(value)
+        if classes(self.spec.hint):
+            inside = value._specs() if isinstance(value, Parameters) else ()
+            self.inner.children = [self.form.field(f"{self.path}.{n}").root for n in inside]
+        errors = "".join(
+            f'<div class="nip-wrong">{escape(str(e))}</div>' for e in self.form.errors_at(self.path)
+        )
+        default = holder._default(name)
+        has_mark = default is not MISSING and differs(holder, name)
+        mark = (
+            f'<span class="nip-changed">● default {escape(literal(plain(default)))}</span> '
+            if has_mark
+            else ""
+        )
+        self.note.value = (
+            f'<div class="nip-html">{errors}{mark}<span class="nip-quiet">{with_code(self.doc)}</span></div>'
+        )
 
 # %% ../../nbs/94_builder/01_form.ipynb #c030
 class FieldGroup:
     "Fields in which a draft is changed"
 
     def __init__(self, draft: Draft, on_change: Callable[[], None] = lambda: None):
-        self.draft, self.on_change, self.is_showing = draft, on_change, False
+        self.draft = draft
+        self.on_change = on_change
+        self.is_showing = False
         self.fields: dict[str, Field] = {}
 
     def set(self, path: str, value) -> None:
@@ -374,40 +397,35 @@ class FieldGroup:
         "Values to propose"
         return ()
 
-# %% ../../nbs/94_builder/01_form.ipynb #c031
-@patch
-@contextmanager
-def showing(self: FieldGroup):
-    "While this lasts, changes of widgets are not changes of parameters"
-    self.is_showing, before = True, self.is_showing
-    try:
-        yield
-    finally:
-        self.is_showing = before
+    @contextmanager
+    def showing(self):
+        "While this lasts, changes of widgets are not changes of parameters"
+        self.is_showing, before = True, self.is_showing
+        try:
+            yield
+        finally:
+            self.is_showing = before
 
+    def holder(self, path: str):
+        "The parameters that the last name of an address is a field of"
+        parent, _, _ = path.rpartition(".")
+        return self.draft.accepted.get(parent) if parent else self.draft.accepted
 
-@patch
-def holder(self: FieldGroup, path: str):
-    "The parameters that the last name of an address is a field of"
-    parent, _, _ = path.rpartition(".")
-    return self.draft.accepted.get(parent) if parent else self.draft.accepted
+    def field(self, path: str) -> Field:
+        "The field of a parameter, made when it is first asked for"
+        holder = self.holder(path)
+        name = path.rpartition(".")[2]
+        spec = holder._specs()[name]
+        if path not in self.fields or self.fields[path].spec is not spec:
+            doc = field_docs(type(holder)).get(name, "")
+            self.fields[path] = Field(self, path, spec, doc, self.suggestions(path))
+        return self.fields[path]
 
-
-@patch
-def field(self: FieldGroup, path: str) -> Field:
-    "The field of a parameter, made when it is first asked for"
-    holder, name = self.holder(path), path.rpartition(".")[2]
-    spec = holder._specs()[name]
-    if path not in self.fields or self.fields[path].spec is not spec:
-        doc = field_docs(type(holder)).get(name, "")
-        self.fields[path] = Field(self, path, spec, doc, self.suggestions(path))
-    return self.fields[path]
-
-
-@patch
-def errors_at(self: FieldGroup, path: str) -> list[Exception]:
-    "What is wrong with a parameter, or inside it"
-    return [e for at, e in self.draft.errors.items() if at == path or at.startswith((f"{path}.", f"{path}["))]
+    def errors_at(self, path: str) -> list[Exception]:
+        "What is wrong with a parameter, or inside it"
+        return [
+            e for at, e in self.draft.errors.items() if at == path or at.startswith((f"{path}.", f"{path}["))
+        ]
 
 # %% ../../nbs/94_builder/01_form.ipynb #c033
 def problem(error: Exception) -> str:
@@ -421,7 +439,8 @@ class Fold:
     "A title that shows or hides what is under it"
 
     def __init__(self, title: str, make: Callable[[], Iterable[W.Widget]], tooltip: str = ""):
-        self.make, self.made = make, False
+        self.make = make
+        self.made = False
         self.button = W.ToggleButton(value=False, tooltip=tooltip or title, layout={"width": "100%"})
         self.button.add_class("nip-fold")
         self.body = W.VBox(layout={"display": "none", "margin": "4px 0 12px 12px"})
@@ -451,6 +470,8 @@ class Fold:
 
 # %% ../../nbs/94_builder/01_form.ipynb #c036
 FIRST = ("scenario", "trainer", "interaction_protocol", "dataset")  # The choices that the others depend on
+
+
 GENERAL = "experiment"  # Section of what belongs to no group
 
 
@@ -471,7 +492,9 @@ class Form(FieldGroup):
         self.only_changed = W.Checkbox(
             description="only what differs from the defaults", indent=False, layout={"width": "auto"}
         )
-        self.status, self.first, self.body = W.HTML(), W.VBox(), W.VBox()
+        self.status = W.HTML()
+        self.first = W.VBox()
+        self.body = W.VBox()
         for each in (self.query, self.only_changed):
             each.observe(lambda change: self.show(), "value")
         self.root = W.VBox([self.first, beside(self.query, self.only_changed), self.body, self.status])
@@ -486,42 +509,119 @@ class Form(FieldGroup):
         dataset_names = getattr(scenarios[self.draft.accepted.scenario], "dataset_names", list)
         return dataset_names() if path == "dataset" else ()
 
-# %% ../../nbs/94_builder/01_form.ipynb #c037
-@patch
-def everything(self: Form) -> list[str]:
-    "Addresses of all parameters that matter"
-    hp = self.draft.accepted
-    paths = [*FIRST, *(n for _, n in self.members(GENERAL))]
-    for name in sections(hp):
-        at = {f"agents.{a}": p for a, p in hp.agents.items()} if name == "agents" else {name: hp.get(name)}
-        paths += [f"{place}.{n}" for place, p in at.items() for n in p._specs()]
-    return paths
+    def everything(self) -> list[str]:
+        "Addresses of all parameters that matter"
+        hp = self.draft.accepted
+        paths = [*FIRST, *(n for _, n in self.members(GENERAL))]
+        for name in sections(hp):
+            at = (
+                {f"agents.{a}": p for a, p in hp.agents.items()} if name == "agents" else {name: hp.get(name)}
+            )
+            paths += [f"{place}.{n}" for place, p in at.items() for n in p._specs()]
+        return paths
 
-# %% ../../nbs/94_builder/01_form.ipynb #c038
-@patch
-def found(self: Form) -> list[str] | None:
-    "Addresses that the search asks for; None if nothing is asked"
-    words, only = self.query.value.lower().split(), self.only_changed.value
-    if not (words or only):
-        return None
-    told = lambda path: (
-        f"{path} {field_docs(type(self.holder(path))).get(path.rpartition('.')[2], '')}".lower()
-    )
-    fits = lambda path: all(w in told(path) for w in words)
-    return [
-        p
-        for p in self.everything()
-        if fits(p) and (not only or differs(self.holder(p), p.rpartition(".")[2]))
-    ]
+    def found(self) -> list[str] | None:
+        "Addresses that the search asks for; None if nothing is asked"
+        words = self.query.value.lower().split()
+        only = self.only_changed.value
+        if not (words or only):
+            return None
 
+        def told(path):
+            return f"{path} {field_docs(type(self.holder(path))).get(path.rpartition('.')[2], '')}".lower()
 
-@patch
-def result_rows(self: Form, paths: list[str], limit: int = 40) -> list[W.Widget]:
-    "The fields that were found, under their addresses"
-    heading = lambda path: W.HTML(f'<div class="nip-html nip-quiet"><code>{path}</code></div>')
-    rows = [W.VBox([heading(p), self.field(p).root]) for p in paths[:limit]]
-    more = f"{len(paths)} parameters" + (f", the first {limit} of them" if len(paths) > limit else "")
-    return [W.HTML(boxed(more if paths else "No parameter that matters here fits.")), *rows]
+        def fits(path):
+            return all(w in told(path) for w in words)
+
+        return [
+            p
+            for p in self.everything()
+            if fits(p) and (not only or differs(self.holder(p), p.rpartition(".")[2]))
+        ]
+
+    def result_rows(self, paths: list[str], limit: int = 40) -> list[W.Widget]:
+        "The fields that were found, under their addresses"
+
+        def heading(path):
+            return W.HTML(f'<div class="nip-html nip-quiet"><code>{path}</code></div>')
+
+        rows = [W.VBox([heading(p), self.field(p).root]) for p in paths[:limit]]
+        more = f"{len(paths)} parameters" + (f", the first {limit} of them" if len(paths) > limit else "")
+        return [W.HTML(boxed(more if paths else "No parameter that matters here fits.")), *rows]
+
+    def section(self, name: str) -> Fold:
+        "A section of the form"
+        if name not in self.folds:
+            make = self.agents.opened if name == "agents" else (lambda: self.rows(name))
+            self.folds[name] = Fold(name, make, f"Show the parameters of {name}")
+        return self.folds[name]
+
+    def rows(self, name: str) -> list[W.Widget]:
+        "Rows of the fields of a section"
+        prefix = "" if name == GENERAL else f"{name}."
+        return [self.field(prefix + n).root for _, n in self.members(name)]
+
+    def members(self, name: str) -> list[tuple[Parameters, str]]:
+        "Pairs (parameters, name of a field) of a section"
+        hp = self.draft.accepted
+        if name == GENERAL:
+            return [(hp, n) for n in dataclass_specs(HyperParameters) if n not in (*FIRST, "agents")]
+        return [
+            (p, n) for p in (hp.agents.values() if name == "agents" else [hp.get(name)]) for n in p._specs()
+        ]
+
+    def title(self, name: str) -> str:
+        "Title of a section, with the numbers of what differs and of what is wrong"
+        changed = sum(differs(p, n) for p, n in self.members(name) if p._default(n) is not MISSING)
+        wrong = sum(
+            at.startswith(f"{name}.") or (name == GENERAL and "." not in at) for at in self.draft.errors
+        )
+        marks = f"  ● {changed}" * bool(changed) + f"  ✗ {wrong}" * bool(wrong)
+        return f"{name}: {about(name)}{marks}" if about(name) else f"{name}{marks}"
+
+    def show(self) -> None:
+        "Show what the draft holds"
+        with self.showing():
+            self.forget_what_is_gone()
+            names = [GENERAL, *sections(self.draft.accepted)]
+            for name in names:
+                self.section(name).rename(self.title(name))
+            self.agents.show()
+            for field in list(self.fields.values()):
+                field.show()
+            self.first.children = [self.field(name).root for name in FIRST]
+            found = self.found()
+            self.body.children = (
+                [self.section(n).root for n in names] if found is None else self.result_rows(found)
+            )
+            self.status.value = self.status_html()
+
+    def forget_what_is_gone(self) -> None:
+        "Drop fields of agents or parameters that are not there any more, and the data sets of another scenario"
+        for path in list(self.fields):
+            try:
+                there = self.holder(path)._specs().get(path.rpartition(".")[2]) is self.fields[path].spec
+            except (ParameterError, AttributeError):
+                there = False
+            if not there:
+                del self.fields[path]
+        for name in [
+            n
+            for n in self.folds
+            if n in parameter_groups and self.folds[n].made and not self.field_is_there(n)
+        ]:
+            del self.folds[name]
+
+    def field_is_there(self, group: str) -> bool:
+        return all(f"{group}.{n}" in self.fields for n in getattr(self.draft.accepted, group)._specs())
+
+    def status_html(self) -> str:
+        "Whether all is valid, and what is not"
+        if errors := self.draft.errors.values():
+            items = "".join(f"<li>{escape(str(e))}</li>" for e in errors)
+            return boxed(f'<div class="nip-wrong" role="alert">✗ not valid yet<ul>{items}</ul></div>')
+        remark = f' <span class="nip-quiet">{escape(self.draft.remark)}</span>' if self.draft.remark else ""
+        return boxed(f'<span class="nip-right">✓ valid</span>{remark}')
 
 # %% ../../nbs/94_builder/01_form.ipynb #c039
 ABOUT = {"agents": "who plays, and with what", GENERAL: "seed, sizes, and what belongs to no group"}
@@ -534,92 +634,10 @@ def about(name: str) -> str:
     made_by_dataclass = cls and doc.startswith(f"{cls.__name__}(")
     return ABOUT.get(name, "" if made_by_dataclass else doc.replace("`", ""))
 
-
-@patch
-def section(self: Form, name: str) -> Fold:
-    "A section of the form"
-    if name not in self.folds:
-        make = self.agents.opened if name == "agents" else (lambda: self.rows(name))
-        self.folds[name] = Fold(name, make, f"Show the parameters of {name}")
-    return self.folds[name]
-
-
-@patch
-def rows(self: Form, name: str) -> list[W.Widget]:
-    "Rows of the fields of a section"
-    prefix = "" if name == GENERAL else f"{name}."
-    return [self.field(prefix + n).root for _, n in self.members(name)]
-
-
-@patch
-def members(self: Form, name: str) -> list[tuple[Parameters, str]]:
-    "Pairs (parameters, name of a field) of a section"
-    hp = self.draft.accepted
-    if name == GENERAL:
-        return [(hp, n) for n in dataclass_specs(HyperParameters) if n not in (*FIRST, "agents")]
-    return [(p, n) for p in (hp.agents.values() if name == "agents" else [hp.get(name)]) for n in p._specs()]
-
-
-@patch
-def title(self: Form, name: str) -> str:
-    "Title of a section, with the numbers of what differs and of what is wrong"
-    changed = sum(differs(p, n) for p, n in self.members(name) if p._default(n) is not MISSING)
-    wrong = sum(at.startswith(f"{name}.") or (name == GENERAL and "." not in at) for at in self.draft.errors)
-    marks = f"  ● {changed}" * bool(changed) + f"  ✗ {wrong}" * bool(wrong)
-    return f"{name}: {about(name)}{marks}" if about(name) else f"{name}{marks}"
-
-# %% ../../nbs/94_builder/01_form.ipynb #c040
-@patch
-def show(self: Form) -> None:
-    "Show what the draft holds"
-    with self.showing():
-        self.forget_what_is_gone()
-        names = [GENERAL, *sections(self.draft.accepted)]
-        for name in names:
-            self.section(name).rename(self.title(name))
-        self.agents.show()
-        for field in list(self.fields.values()):
-            field.show()
-        self.first.children = [self.field(name).root for name in FIRST]
-        found = self.found()
-        self.body.children = (
-            [self.section(n).root for n in names] if found is None else self.result_rows(found)
-        )
-        self.status.value = self.status_html()
-
-
-@patch
-def forget_what_is_gone(self: Form) -> None:
-    "Drop fields of agents or parameters that are not there any more, and the data sets of another scenario"
-    for path in list(self.fields):
-        try:
-            there = self.holder(path)._specs().get(path.rpartition(".")[2]) is self.fields[path].spec
-        except (ParameterError, AttributeError):
-            there = False
-        if not there:
-            del self.fields[path]
-    for name in [
-        n for n in self.folds if n in parameter_groups and self.folds[n].made and not self.field_is_there(n)
-    ]:
-        del self.folds[name]
-
-
-@patch
-def field_is_there(self: Form, group: str) -> bool:
-    return all(f"{group}.{n}" in self.fields for n in getattr(self.draft.accepted, group)._specs())
-
-
-@patch
-def status_html(self: Form) -> str:
-    "Whether all is valid, and what is not"
-    if errors := self.draft.errors.values():
-        items = "".join(f"<li>{escape(str(e))}</li>" for e in errors)
-        return boxed(f'<div class="nip-wrong" role="alert">✗ not valid yet<ul>{items}</ul></div>')
-    remark = f' <span class="nip-quiet">{escape(self.draft.remark)}</span>' if self.draft.remark else ""
-    return boxed(f'<span class="nip-right">✓ valid</span>{remark}')
-
 # %% ../../nbs/94_builder/01_form.ipynb #c042
 ALL_AGENTS = "_default"
+
+
 MODES = {"as default": "default", "parameters of its own": "own", "random": "random"}
 
 
@@ -652,40 +670,39 @@ class AgentsPanel:
             values = {"default": None, "own": own, "random": {"is_random": True}}
             self.form.set(f"agents.{self.who.value}", values[self.mode.value])
 
-# %% ../../nbs/94_builder/01_form.ipynb #c043
-@patch
-def show(self: AgentsPanel) -> None:
-    "Show the agents of the draft"
-    hp = self.form.draft.accepted
-    names = [ALL_AGENTS, *build_protocol_handler(hp).agent_names]
-    label = {ALL_AGENTS: "all that are not named"}
-    options = [(label.get(n, n) + " ●" * (n in hp.agents.named), n) for n in names]
-    if list(self.who.options) != options:
-        was = self.who.value
-        self.who.options, self.who.tooltips = options, [f"Parameters of {label.get(n, n)}" for n in names]
-        self.who.value = was if was in names else ALL_AGENTS
-    agent = self.who.value
-    modes = [(text, m) for text, m in MODES.items() if m != "default" or agent != ALL_AGENTS]
-    if list(self.mode.options) != modes:
-        self.mode.options = modes
-    params = hp.agents.data.get(agent)
-    self.mode.value = "default" if params is None else "random" if params.is_random else "own"
-    if "agents" in self.form.folds and self.form.folds["agents"].made:
-        self.rows.children = self.fields_of(agent) if params is not None else []
+    def show(self) -> None:
+        "Show the agents of the draft"
+        hp = self.form.draft.accepted
+        names = [ALL_AGENTS, *build_protocol_handler(hp).agent_names]
+        label = {ALL_AGENTS: "all that are not named"}
+        options = [(label.get(n, n) + " ●" * (n in hp.agents.named), n) for n in names]
+        if list(self.who.options) != options:
+            was = self.who.value
+            self.who.options = options
+            self.who.tooltips = [f"Parameters of {label.get(n, n)}" for n in names]
+            self.who.value = was if was in names else ALL_AGENTS
+        agent = self.who.value
+        modes = [(text, m) for text, m in MODES.items() if m != "default" or agent != ALL_AGENTS]
+        if list(self.mode.options) != modes:
+            self.mode.options = modes
+        params = hp.agents.data.get(agent)
+        self.mode.value = "default" if params is None else "random" if params.is_random else "own"
+        if "agents" in self.form.folds and self.form.folds["agents"].made:
+            self.rows.children = self.fields_of(agent) if params is not None else []
 
-
-@patch
-def fields_of(self: AgentsPanel, agent: str) -> list[W.Widget]:
-    "Fields of an agent's parameters, under the classes that they come from"
-    params, rows, last = self.form.draft.accepted.agents.data[agent], [], None
-    home = {n: c for c in reversed(type(params).__mro__) for n in vars(c).get("__annotations__", ())}
-    for name in params._specs():
-        if home.get(name) is not last:
-            last = home.get(name)
-            rows.append(
-                W.HTML(
-                    f'<div class="nip-html"><b>{escape((last.__doc__ or last.__name__).partition(chr(10))[0])}</b></div>'
+    def fields_of(self, agent: str) -> list[W.Widget]:
+        "Fields of an agent's parameters, under the classes that they come from"
+        params = self.form.draft.accepted.agents.data[agent]
+        rows = []
+        last = None
+        home = {n: c for c in reversed(type(params).__mro__) for n in vars(c).get("__annotations__", ())}
+        for name in params._specs():
+            if home.get(name) is not last:
+                last = home.get(name)
+                rows.append(
+                    W.HTML(
+                        f'<div class="nip-html"><b>{escape((last.__doc__ or last.__name__).partition(chr(10))[0])}</b></div>'
+                    )
                 )
-            )
-        rows.append(self.form.field(f"agents.{agent}.{name}").root)
-    return rows
+            rows.append(self.form.field(f"agents.{agent}.{name}").root)
+        return rows

@@ -9,7 +9,6 @@ import ipywidgets as W
 import threading
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from fastcore.basics import patch
 from functools import partial, singledispatch
 from html import escape
 from ..agents.checkpoints import completed
@@ -18,7 +17,18 @@ from ..agents.parts import Agent
 from ..agents.prompts import Speaker
 from ..agents.text_agent import TextAgent
 from .form import Fold, problem
-from .views import agent_line, combined_view, flow_view, folded, instance_view, one_game, part_view, told, view, with_label
+from nip.builder.views import (
+    agent_line,
+    combined_view,
+    flow_view,
+    folded,
+    instance_view,
+    one_game,
+    part_view,
+    told,
+    view,
+    with_label,
+)
 from .widgets import Notice, beside, button, control
 from ..core.display import STYLE, boxed, prose
 from ..data.dataset import Dataset
@@ -48,11 +58,17 @@ class PromptPanel:
     "What an agent would be sent, in each of its rounds and for any instance"
 
     def __init__(self, speaker: Speaker, scenario: TextScenario, dataset: Dataset):
-        self.speaker, self.scenario, self.dataset, self.shown = speaker, scenario, dataset, W.HTML()
+        self.speaker = speaker
+        self.scenario = scenario
+        self.dataset = dataset
+        self.shown = W.HTML()
         p = speaker.protocol
         i = p.agent_names.index(speaker.agent)
         rounds = [r for r in range(p.max_message_rounds) if p.active[:, r, i].any()]
-        number = lambda name, help: control(W.Text, name, help, "180px", value="0", continuous_update=False)
+
+        def number(name, help):
+            return control(W.Text, name, help, "180px", value="0", continuous_update=False)
+
         self.number = number("instance", "Number of the instance, from 0; press Enter to see it")
         self.seed = number("seed", "Of the episode: it settles schedules and the order of channels")
         self.round = control(
@@ -86,7 +102,9 @@ class PromptPanel:
         texts = texts_of(self.scenario, self.dataset, int(self.number.value))
         prompts = prompts_of(self.speaker, texts, int(self.seed.value), self.stance.value)
         silent = "<p>With this seed the agent says nothing in this round.</p>"
-        self.shown.value = boxed(messages_html(prompts[self.round.value]) if self.round.value in prompts else silent)
+        self.shown.value = boxed(
+            messages_html(prompts[self.round.value]) if self.round.value in prompts else silent
+        )
 
 # %% ../../nbs/94_builder/04_inspector.ipynb #c007
 @singledispatch
@@ -120,7 +138,9 @@ class DataPanel:
     "Instances of a data set, drawn one by one"
 
     def __init__(self, dataset: Dataset, scenario: Scenario):
-        self.dataset, self.scenario, self.drawn = dataset, scenario, W.HTML()
+        self.dataset = dataset
+        self.scenario = scenario
+        self.drawn = W.HTML()
         self.label = control(W.Dropdown, "show", "Only instances with this label", options=LABELS)
         self.number = control(
             W.Text,
@@ -162,7 +182,9 @@ class AgentPanel:
     "The parts of an agent, one at a time"
 
     def __init__(self, agent: Agent, instance: Callable[[], ScenarioInstance | None]):
-        self.agent, self.instance, self.shown = agent, instance, W.HTML()
+        self.agent = agent
+        self.instance = instance
+        self.shown = W.HTML()
         self.part = control(
             W.Dropdown, "part", "Which part of the agent to look into", options=list(agent.parts)
         )
@@ -207,7 +229,10 @@ class EnvironmentPanel:
     "Specs, and a game"
 
     def __init__(self, environment: Environment, trainer: Callable[[], Trainer | None]):
-        self.environment, self.trainer, self.played, self.seed = environment, trainer, W.VBox(), 0
+        self.environment = environment
+        self.trainer = trainer
+        self.played = W.VBox()
+        self.seed = 0
         self.number = control(
             W.Text, "instance", "Number of the instance to play on, from 0", "180px", value="0"
         )
@@ -245,7 +270,9 @@ class TrainerPanel:
     "Groups of parameters, and what a run would take"
 
     def __init__(self, trainer: Trainer):
-        self.trainer, self.found, self.work = trainer, W.HTML(), None
+        self.trainer = trainer
+        self.found = W.HTML()
+        self.work = None
         self.seconds = control(
             W.Text,
             "seconds to try",
@@ -270,7 +297,8 @@ class TrainerPanel:
         except ValueError:
             self.found.value = boxed("<p class='nip-wrong'>Seconds are a number, such as 5.</p>")
             return
-        self.estimate.disabled, self.found.value = True, boxed("<p>Trying …</p>")
+        self.estimate.disabled = True
+        self.found.value = boxed("<p>Trying …</p>")
         self.work = threading.Thread(target=self.find, args=(seconds,), daemon=True)
         self.work.start()
 
@@ -297,12 +325,17 @@ class Inspector:
         hyper_params: Callable[[], HyperParameters],  # What to build, when asked
         settings: Callable[[], dict] = dict,  # Arguments of `ExperimentSettings`, likewise
     ):
-        self.hyper_params, self.settings = hyper_params, settings
-        self.scenario, self.instance, self.trainer = None, None, None  # Of the last build, as far as it came
+        self.hyper_params = hyper_params
+        self.settings = settings
+        # Of the last build, as far as it came
+        self.scenario = None
+        self.instance = None
+        self.trainer = None
         self.of: HyperParameters | None = None  # What is shown belongs to these
         self.sections: dict[str, Fold] = {}
         self.waiting: list[Callable] = []  # What will be shown anew when all is built
-        self.thread, self.stopping = threading.Thread(), threading.Event()
+        self.thread = threading.Thread()
+        self.stopping = threading.Event()
         self.build_button = button(
             "Build",
             "Build everything that is described, stage by stage, without training",
@@ -316,7 +349,9 @@ class Inspector:
         self.bar = W.IntProgress(
             description="Built", tooltip="Stages that are built", layout=W.Layout(width="240px")
         )
-        self.progress, self.notice, self.shown = Notice(), W.HTML(), W.VBox()
+        self.progress = Notice()
+        self.notice = W.HTML()
+        self.shown = W.VBox()
         controls = beside(self.build_button, self.stop_button, self.bar, self.progress)
         self.root = W.VBox([W.HTML(STYLE), controls, self.notice, self.shown])
 
@@ -330,96 +365,89 @@ class Inspector:
         self.waiting.append(show)
         show()
 
-# %% ../../nbs/94_builder/04_inspector.ipynb #c026
-@patch
-def build(self: Inspector) -> None:
-    "Begin to build what the hyper-parameters describe now; `thread` is at work until it is done"
-    if self.thread.is_alive():
-        return
-    self.stopping.clear()
-    self.notice.value, self.shown.children, self.sections, self.waiting = "", (), {}, []
-    self.scenario = self.instance = self.trainer = self.of = None
-    try:
-        settings = ExperimentSettings(**self.settings())
-        hp = deepcopy(self.hyper_params())
-        hp.validate()
-        hp, self.of = completed(hp, settings), hp
-        names = [*stage_names(hp), "trainer"]
-    except Exception as error:  # noqa: BLE001 hyper-parameters in the making may be wrong in any way
-        self.progress.say(str(error), wrong=True)
-        return
-    self.bar.max, self.bar.value = len(names), 0
-    self.build_button.disabled, self.stop_button.disabled = True, False
-    self.thread = threading.Thread(target=self.work, args=(hp, settings, names), daemon=True)
-    self.thread.start()
-
-
-@patch
-def stages(
-    self: Inspector, hyper_params: HyperParameters, settings: ExperimentSettings
-) -> Iterator[tuple[str, object]]:
-    "All stages of the build, and a trainer that is ready to begin"
-    for name, built in build_stages(hyper_params, settings):
-        yield name, built
-    trainer = prepared(built)
-    self.instance, self.trainer = built, trainer
-    yield "trainer", trainer
-
-# %% ../../nbs/94_builder/04_inspector.ipynb #c027
-@patch
-def work(
-    self: Inspector, hyper_params: HyperParameters, settings: ExperimentSettings, names: list[str]
-) -> None:
-    "Build, and open a section for each stage"
-    try:
-        with _threads(settings.num_threads), _attention(settings):
-            self.scenario = scenarios[hyper_params.scenario](hyper_params, settings)
-            self.build_each(self.stages(hyper_params, settings), names)
-    finally:
-        self.build_button.disabled, self.stop_button.disabled = False, True
-
-
-@patch
-def build_each(self: Inspector, stages: Iterator[tuple[str, object]], names: list[str]) -> None:
-    "Take one stage after the other, until all are there, one fails, or there is a wish to stop"
-    for number, name in enumerate(names):
-        self.progress.say(f"{number + 1} of {len(names)}: {name}")
+    def build(self) -> None:
+        "Begin to build what the hyper-parameters describe now; `thread` is at work until it is done"
+        if self.thread.is_alive():
+            return
+        self.stopping.clear()
+        self.notice.value = ""
+        self.shown.children = ()
+        self.sections = {}
+        self.waiting = []
+        self.scenario = self.instance = self.trainer = self.of = None
         try:
-            _, built = next(stages)
-            self.add(name, partial(panel, built, self))
-        except Exception as error:  # noqa: BLE001 whatever a stage may raise belongs on the page
-            self.add(name, lambda error=error: [told(problem(error))]).button.value = True
-            self.progress.say(f"Failed at {number + 1} of {len(names)}: {name}", wrong=True)
+            settings = ExperimentSettings(**self.settings())
+            hp = deepcopy(self.hyper_params())
+            hp.validate()
+            hp, self.of = completed(hp, settings), hp
+            names = [*stage_names(hp), "trainer"]
+        except Exception as error:  # noqa: BLE001 hyper-parameters in the making may be wrong in any way
+            self.progress.say(str(error), wrong=True)
             return
-        self.bar.value = number + 1
-        if self.stopping.is_set() and number + 1 < len(names):
-            self.progress.say(f"Stopped after {number + 1} of {len(names)}: {name}")
+        self.bar.max = len(names)
+        self.bar.value = 0
+        self.build_button.disabled = True
+        self.stop_button.disabled = False
+        self.thread = threading.Thread(target=self.work, args=(hp, settings, names), daemon=True)
+        self.thread.start()
+
+    def stages(
+        self, hyper_params: HyperParameters, settings: ExperimentSettings
+    ) -> Iterator[tuple[str, object]]:
+        "All stages of the build, and a trainer that is ready to begin"
+        for name, built in build_stages(hyper_params, settings):
+            yield name, built
+        trainer = prepared(built)
+        self.instance = built
+        self.trainer = trainer
+        yield "trainer", trainer
+
+    def work(self, hyper_params: HyperParameters, settings: ExperimentSettings, names: list[str]) -> None:
+        "Build, and open a section for each stage"
+        try:
+            with _threads(settings.num_threads), _attention(settings):
+                self.scenario = scenarios[hyper_params.scenario](hyper_params, settings)
+                self.build_each(self.stages(hyper_params, settings), names)
+        finally:
+            self.build_button.disabled = False
+            self.stop_button.disabled = True
+
+    def build_each(self, stages: Iterator[tuple[str, object]], names: list[str]) -> None:
+        "Take one stage after the other, until all are there, one fails, or there is a wish to stop"
+        for number, name in enumerate(names):
+            self.progress.say(f"{number + 1} of {len(names)}: {name}")
+            try:
+                _, built = next(stages)
+                self.add(name, partial(panel, built, self))
+            except Exception as error:  # noqa: BLE001 whatever a stage may raise belongs on the page
+                self.add(name, lambda error=error: [told(problem(error))]).button.value = True
+                self.progress.say(f"Failed at {number + 1} of {len(names)}: {name}", wrong=True)
+                return
+            self.bar.value = number + 1
+            if self.stopping.is_set() and number + 1 < len(names):
+                self.progress.say(f"Stopped after {number + 1} of {len(names)}: {name}")
+                return
+        self.progress.say(f"All {len(names)} stages are built")
+        for show in self.waiting:
+            show()
+
+    def add(self, name: str, fill: Callable[[], list[W.Widget]]) -> Fold:
+        "A section for a stage, below the others"
+        section = self.sections[name] = Fold(f"{len(self.sections) + 1}. {name}", fill)
+        self.shown.children = (*self.shown.children, section.root)
+        return section
+
+    def refresh(self) -> None:
+        "Say whether what is shown belongs to other hyper-parameters than there are now; to be called when they change"
+        if self.of is None:
             return
-    self.progress.say(f"All {len(names)} stages are built")
-    for show in self.waiting:
-        show()
-
-# %% ../../nbs/94_builder/04_inspector.ipynb #c028
-@patch
-def add(self: Inspector, name: str, fill: Callable[[], list[W.Widget]]) -> Fold:
-    "A section for a stage, below the others"
-    section = self.sections[name] = Fold(f"{len(self.sections) + 1}. {name}", fill)
-    self.shown.children = (*self.shown.children, section.root)
-    return section
-
-
-@patch
-def refresh(self: Inspector) -> None:
-    "Say whether what is shown belongs to other hyper-parameters than there are now; to be called when they change"
-    if self.of is None:
-        return
-    try:
-        changed = list(self.of.diff(self.hyper_params()))
-    except Exception as error:  # noqa: BLE001 hyper-parameters in the making may be wrong in any way
-        self.notice.value = boxed(
-            f"<p class='nip-changed'>This is of earlier hyper-parameters; those of now are not valid: {escape(str(error))}</p>"
-        )
-        return
-    what = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
-    notice = f"<p class='nip-changed'>This is of earlier hyper-parameters: {escape(what)} changed since. Build again to see the present ones.</p>"
-    self.notice.value = boxed(notice) if changed else ""
+        try:
+            changed = list(self.of.diff(self.hyper_params()))
+        except Exception as error:  # noqa: BLE001 hyper-parameters in the making may be wrong in any way
+            self.notice.value = boxed(
+                f"<p class='nip-changed'>This is of earlier hyper-parameters; those of now are not valid: {escape(str(error))}</p>"
+            )
+            return
+        what = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+        notice = f"<p class='nip-changed'>This is of earlier hyper-parameters: {escape(what)} changed since. Build again to see the present ones.</p>"
+        self.notice.value = boxed(notice) if changed else ""

@@ -11,7 +11,6 @@ import json
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from fastcore.basics import patch
 from functools import partial
 from html import escape
 from ..analysis.transcripts import Overheard, said_of
@@ -59,11 +58,20 @@ class Job:
         saves: bool = False,
         on_change: Callable[[Job], None] = lambda job: None,
     ):
-        self.title, self.work, self.saves, self.on_change = title, work, saves, on_change
-        self.ended, self.result, self.error = None, None, None  # ended: "done", "stopped" or "failed"
+        self.title = title
+        self.work = work
+        self.saves = saves
+        self.on_change = on_change
+        # ended: "done", "stopped" or "failed"
+        self.ended = None
+        self.result = None
+        self.error = None
         self.progress: dict[str, Any] = {}  # As tqdm's `format_dict`
-        self.stop_request, self.may_work = StopRequest(), threading.Event()
-        self.times_stopped, self.interval = 0, 0.2  # interval: seconds between two reports
+        self.stop_request = StopRequest()
+        self.may_work = threading.Event()
+        # interval: seconds between two reports
+        self.times_stopped = 0
+        self.interval = 0.2
         self.may_work.set()
         self.thread = threading.Thread(target=self.run, name=f"nip: {title}", daemon=True)
 
@@ -78,7 +86,8 @@ class Job:
         except KeyboardInterrupt:
             self.ended = "stopped"
         except Exception as error:  # noqa: BLE001 told to whoever looks at the job
-            self.error, self.ended = error, "failed"
+            self.error = error
+            self.ended = "failed"
         self.tell()
 
     def tell(self) -> None:
@@ -109,68 +118,54 @@ class Job:
             raise self.error
         return self
 
-# %% ../../nbs/94_builder/05_jobs.ipynb #c008
-@patch
-def told(self: Job, progress: Mapping[str, Any]) -> None:
-    self.progress = dict(progress)
-    self.tell()
+    def told(self, progress: Mapping[str, Any]) -> None:
+        self.progress = dict(progress)
+        self.tell()
 
+    def breathe(self) -> None:
+        "Called often by the work: waits while the job is paused, and breaks off where that was asked for"
+        self.may_work.wait()
+        if self.times_stopped > self.saves:
+            raise KeyboardInterrupt
 
-@patch
-def breathe(self: Job) -> None:
-    "Called often by the work: waits while the job is paused, and breaks off where that was asked for"
-    self.may_work.wait()
-    if self.times_stopped > self.saves:
-        raise KeyboardInterrupt
+    def pause(self) -> None:
+        self.may_work.clear()
+        self.tell()
 
+    def go_on(self) -> None:
+        self.may_work.set()
+        self.tell()
 
-@patch
-def pause(self: Job) -> None:
-    self.may_work.clear()
-    self.tell()
+    def stop(self) -> None:
+        "Stop as soon as what is there is saved; the second time, at once"
+        self.times_stopped += 1
+        self.stop_request.stop()
+        self.may_work.set()
+        self.tell()
 
+    @property
+    def bar(self) -> Callable:
+        "Makes progress bars"
+        return partial(Bar, job=self)
 
-@patch
-def go_on(self: Job) -> None:
-    self.may_work.set()
-    self.tell()
+    @property
+    def settings(self) -> dict[str, Any]:
+        "`ExperimentSettings` that let the job see how far a run is, pause it and stop it"
+        return {"tqdm_func": self.bar, "stop_request": self.stop_request}
 
+    @property
+    def share(self) -> float:
+        "How much of what is being done now is done: 0 to 1"
+        return (self.progress.get("n") or 0) / (self.progress.get("total") or 1)
 
-@patch
-def stop(self: Job) -> None:
-    "Stop as soon as what is there is saved; the second time, at once"
-    self.times_stopped += 1
-    self.stop_request.stop()
-    self.may_work.set()
-    self.tell()
+    @property
+    def time_left(self) -> float | None:
+        "Seconds that are left of what is being done now; None if nobody knows"
+        p = self.progress
+        rate = p.get("rate") or (p["n"] / p["elapsed"] if p.get("elapsed") and p.get("n") else None)
+        return (p["total"] - p["n"]) / rate if rate and p.get("total") else None
 
 # %% ../../nbs/94_builder/05_jobs.ipynb #c010
-@patch(as_prop=True)
-def bar(self: Job) -> Callable:
-    "Makes progress bars"
-    return partial(Bar, job=self)
-
-
-@patch(as_prop=True)
-def settings(self: Job) -> dict[str, Any]:
-    "`ExperimentSettings` that let the job see how far a run is, pause it and stop it"
-    return {"tqdm_func": self.bar, "stop_request": self.stop_request}
-
-
-@patch(as_prop=True)
-def share(self: Job) -> float:
-    "How much of what is being done now is done: 0 to 1"
-    return (self.progress.get("n") or 0) / (self.progress.get("total") or 1)
-
-
-@patch(as_prop=True)
-def time_left(self: Job) -> float | None:
-    "Seconds that are left of what is being done now; None if nobody knows"
-    p = self.progress
-    rate = p.get("rate") or (p["n"] / p["elapsed"] if p.get("elapsed") and p.get("n") else None)
-    return (p["total"] - p["n"]) / rate if rate and p.get("total") else None
-
-
 def clock(seconds: float) -> str:
     "`75` → `1:15`"
     hours, rest = divmod(round(seconds), 3600)
@@ -181,7 +176,9 @@ class Tail:
     "The metrics of a run, as far as they are written"
 
     def __init__(self, run: Run):
-        self.run, self.at, self.rows = run, 0, {}
+        self.run = run
+        self.at = 0
+        self.rows = {}
 
     def read(self) -> dict[int, dict[str, float]]:
         "Metrics by step"
@@ -189,7 +186,8 @@ class Tail:
         if not file.exists():
             return self.rows
         if file.stat().st_size < self.at:  # gone back to a checkpoint
-            self.at, self.rows = 0, {}
+            self.at = 0
+            self.rows = {}
         with file.open("rb") as f:
             f.seek(self.at)
             whole = f.read().rpartition(b"\n")[0]
@@ -247,7 +245,10 @@ def curves(
     if not chosen:
         return boxed("<p class='nip-quiet'>No metrics yet.</p>")
     most = max(len(lines_of(runs, there[p])) for p in chosen)
-    draw = lambda figure: draw_curves(figure, runs, {p: there[p] for p in chosen}, window)
+
+    def draw(figure):
+        return draw_curves(figure, runs, {p: there[p] for p in chosen}, window)
+
     return boxed(
         picture(draw, 4.2 * len(chosen), 2.8 + LINE * most * (most > 4), f"curves of {', '.join(chosen)}")
     )
@@ -289,8 +290,14 @@ class JobPanel:
     "What a job is doing, with buttons to pause and stop it, and curves of its run"
 
     def __init__(self, on_end: Callable[[Job], None] = lambda job: None):
-        self.job, self.tail, self.on_end, self.next_drawing = None, None, on_end, 0.0
-        pause = lambda: self.job.go_on() if self.job.state == "paused" else self.job.pause()
+        self.job = None
+        self.tail = None
+        self.on_end = on_end
+        self.next_drawing = 0.0
+
+        def pause():
+            return self.job.go_on() if self.job.state == "paused" else self.job.pause()
+
         self.pause = button(
             "Pause", "Stop working for a while; nothing is lost", pause, "pause", disabled=True
         )
@@ -307,7 +314,8 @@ class JobPanel:
         )
         self.shown.observe(lambda change: self.draw(), "value")
         self.picture, self.options = W.HTML(), W.VBox([self.shown], layout={"display": "none"})
-        self.games, self.heard = None, W.HTML()
+        self.games = None
+        self.heard = W.HTML()
         self.buttons = beside(self.pause, self.stop)
         self.details = W.VBox([self.picture, self.options, self.heard])
         self.root = W.VBox([self.told, self.buttons, self.details], layout={"display": "none"})
@@ -322,57 +330,56 @@ class JobPanel:
         "Start a job; `RuntimeError` if there is one already. The curves of its `run`, if it is one, are drawn as they come"
         if self.is_busy:
             raise RuntimeError(f"{self.job.title} is still at work; wait, or stop it")
-        self.tail, self.next_drawing, self.picture.value = run and Tail(run), 0.0, ""
-        self.games, self.heard.value = run and Overheard(run), ""
-        self.job, self.root.layout.display = Job(title, work, saves, self.show), None
+        self.tail = run and Tail(run)
+        self.next_drawing = 0.0
+        self.picture.value = ""
+        self.games = run and Overheard(run)
+        self.heard.value = ""
+        self.job = Job(title, work, saves, self.show)
+        self.root.layout.display = None
         self.show(self.job)
         return self.job.start()
 
+    def show(self, job: Job) -> None:
+        "Show how far the job is"
+        self.told.value = job_html(job)
+        self.pause.disabled = self.stop.disabled = job.is_over
+        self.buttons.layout.display = "none" if job.is_over else None
+        self.pause.description, self.pause.icon = (
+            ("Go on", "play") if job.state == "paused" else ("Pause", "pause")
+        )
+        self.stop.description = "Stop at once" if job.times_stopped and not job.is_over else "Stop"
+        if self.tail and (job.is_over or monotonic() > self.next_drawing):
+            began = monotonic()
+            self.draw()
+            self.listen()
+            self.next_drawing = monotonic() + max(1.0, 10 * (monotonic() - began))
+        if job.is_over:
+            self.on_end(job)
+
+    def listen(self) -> None:
+        "Show the game of words that was played last, where there is one"
+        if (found := self.games.latest()) is not None:
+            game, number = found
+            head = f"{number} games so far ({said_of(game.name)}); the last one:"
+            self.heard.value = boxed(f"<p>{escape(head)}</p>{game.view()}")
+
+    def draw(self) -> None:
+        "Draw the curves"
+        rows = self.tail.read() if self.tail else {}
+        if rows:
+            names = tuple(panels(rows))
+            if self.shown.options != names:
+                self.shown.options = names
+                self.shown.value = tuple(n for n in USUAL if n in names)
+                self.options.layout.display = None
+            self.picture.value = curves({self.tail.run.id: rows}, self.shown.value or USUAL)
+
 # %% ../../nbs/94_builder/05_jobs.ipynb #c028
-@patch
-def show(self: JobPanel, job: Job) -> None:
-    "Show how far the job is"
-    self.told.value = job_html(job)
-    self.pause.disabled = self.stop.disabled = job.is_over
-    self.buttons.layout.display = "none" if job.is_over else None
-    self.pause.description, self.pause.icon = (
-        ("Go on", "play") if job.state == "paused" else ("Pause", "pause")
-    )
-    self.stop.description = "Stop at once" if job.times_stopped and not job.is_over else "Stop"
-    if self.tail and (job.is_over or monotonic() > self.next_drawing):
-        began = monotonic()
-        self.draw()
-        self.listen()
-        self.next_drawing = monotonic() + max(1.0, 10 * (monotonic() - began))
-    if job.is_over:
-        self.on_end(job)
-
-
-@patch
-def listen(self: JobPanel) -> None:
-    "Show the game of words that was played last, where there is one"
-    if (found := self.games.latest()) is not None:
-        game, number = found
-        head = f"{number} games so far ({said_of(game.name)}); the last one:"
-        self.heard.value = boxed(f"<p>{escape(head)}</p>{game.view()}")
-
-
-@patch
-def draw(self: JobPanel) -> None:
-    "Draw the curves"
-    rows = self.tail.read() if self.tail else {}
-    if rows:
-        names = tuple(panels(rows))
-        if self.shown.options != names:
-            self.shown.options = names
-            self.shown.value = tuple(n for n in USUAL if n in names)
-            self.options.layout.display = None
-        self.picture.value = curves({self.tail.run.id: rows}, self.shown.value or USUAL)
-
-
 def job_html(job: Job) -> str:
     "How far a job is, in words and as a bar"
-    p, share = job.progress, job.share
+    p = job.progress
+    share = job.share
     words = {"done": "done", "stopped": "stopped", "failed": "failed", "paused": "paused"}.get(job.state, "")
     now = (
         f"{p['prefix'] or ''} {p['n']}{'/' + str(p['total']) if p.get('total') else ''}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ipywidgets as W
 import threading
 from collections.abc import Callable
-from fastcore.basics import patch
 from html import escape
 from .form import Draft, FieldGroup, Fold, members, problem
 from .jobs import Job, JobPanel
@@ -30,6 +29,8 @@ __all__ = ['CHIEF', 'TYPABLE', 'HEADLINES', 'can_be_typed', 'SettingsForm', 'tol
 
 # %% ../../nbs/94_builder/06_launch.ipynb #c006
 CHIEF = ("run_id", "tags", "group", "notes", "trackers", "device")  # What is most often set
+
+
 TYPABLE = (str, int, float, bool, NoneType)
 
 
@@ -42,10 +43,15 @@ class SettingsForm(FieldGroup):
     "Widgets for `ExperimentSettings`"
 
     def __init__(self, on_change: Callable[[], None] = lambda: None):
-        change = lambda settings, changes: (ExperimentSettings(**told(settings) | changes), "")
+        def change(settings, changes):
+            return (ExperimentSettings(**told(settings) | changes), "")
+
         super().__init__(Draft(ExperimentSettings(), change), on_change)
         self.names = [n for n, spec in ExperimentSettings._specs().items() if can_be_typed(spec)]
-        row = lambda name: self.field(name).root
+
+        def row(name):
+            return self.field(name).root
+
         more = Fold(
             "more settings",
             lambda: [row(n) for n in self.names if n not in CHIEF],
@@ -74,21 +80,26 @@ class Launch:
         run_store=None,  # A folder or a `RunStore`
         jobs: JobPanel | None = None,  # Where it is shown
     ):
-        self.hyper_params, self.store, self.jobs = hyper_params, RunStore(run_store), jobs or JobPanel()
-        self.form, self.result = SettingsForm(), None
+        self.hyper_params = hyper_params
+        self.store = RunStore(run_store)
+        self.jobs = jobs or JobPanel()
+        self.form = SettingsForm()
+        self.result = None
         help = "Train in the background; the notebook stays usable"
-        train, go_on = (
-            lambda: self.attempt(self.train),
-            lambda: self.attempt(lambda: self.go_on(self.result.run)),
-        )
+        train = lambda: self.attempt(self.train)
+        go_on = lambda: self.attempt(lambda: self.go_on(self.result.run))
         self.button = button("Train", help, train, "play", button_style="primary")
         help = "Go on with the run that was stopped, from its last checkpoint"
         self.resume = button("Go on", help, go_on, "step-forward")
         self.resume.layout.display = "none"
         help = "What it would take, before it is begun: time and memory, or the price of language models"
         self.ask = button("Estimate", help, lambda: self.attempt(self.foretell), "hourglass-half")
-        self.what, self.notice, self.outcome = Notice(), Notice(), W.HTML()
-        self.estimated, self.estimate_of, self.work = W.HTML(), None, threading.Thread()
+        self.what = Notice()
+        self.notice = Notice()
+        self.outcome = W.HTML()
+        self.estimated = W.HTML()
+        self.estimate_of = None
+        self.work = threading.Thread()
         controls = beside(self.button, self.resume, self.ask, self.notice)
         self.root = W.VBox([self.what, self.form.root, controls, self.estimated, self.outcome])
         self.describe()
@@ -107,35 +118,74 @@ class Launch:
         except Exception as error:  # noqa: BLE001 what is half typed may be wrong in any way
             self.what.say(str(error), wrong=True)
 
-# %% ../../nbs/94_builder/06_launch.ipynb #c011
-@patch
-def foretell(self: Launch) -> None:
-    "Begin to say what it would take, as soon as `work`, a thread, has found it out"
-    if self.work.is_alive():
-        return
-    hyper_params, settings = self.hyper_params(), ExperimentSettings(**self.settings)
-    hyper_params.validate()
-    self.estimate_of, self.estimated.value = hyper_params, boxed("<p class='nip-quiet'>Estimating …</p>")
-    self.work = threading.Thread(target=self.find, args=(hyper_params, settings), daemon=True)
-    self.work.start()
+    def foretell(self) -> None:
+        "Begin to say what it would take, as soon as `work`, a thread, has found it out"
+        if self.work.is_alive():
+            return
+        hyper_params = self.hyper_params()
+        settings = ExperimentSettings(**self.settings)
+        hyper_params.validate()
+        self.estimate_of = hyper_params
+        self.estimated.value = boxed("<p class='nip-quiet'>Estimating …</p>")
+        self.work = threading.Thread(target=self.find, args=(hyper_params, settings), daemon=True)
+        self.work.start()
 
+    def refresh(self) -> None:
+        "Say what would be trained now, and the price if it has one"
+        hp = self.describe()
+        if hp is not None and hp != self.estimate_of:
+            self.estimated.value = ""
+            if issubclass(scenarios[hp.scenario], TextScenario):
+                self.attempt(self.foretell)
 
-@patch
-def refresh(self: Launch) -> None:
-    "Say what would be trained now, and the price if it has one"
-    hp = self.describe()
-    if hp is not None and hp != self.estimate_of:
-        self.estimated.value = ""
-        if issubclass(scenarios[hp.scenario], TextScenario):
-            self.attempt(self.foretell)
+    def find(self, hyper_params: HyperParameters, settings: ExperimentSettings) -> None:
+        try:
+            self.estimated.value = boxed(estimate(hyper_params, settings)._repr_html_())
+        except Exception as error:  # noqa: BLE001 whatever an experiment may raise belongs on the page
+            self.estimated.value = boxed(problem(error))
 
+    def attempt(self, begin: Callable[[], Job]) -> Job | None:
+        "What `begin` begins; None if something is wrong, which is said"
+        try:
+            return begin()
+        except Exception as error:  # noqa: BLE001 what is half typed may be wrong in any way
+            self.notice.say(str(error), wrong=True)
 
-@patch
-def find(self: Launch, hyper_params: HyperParameters, settings: ExperimentSettings) -> None:
-    try:
-        self.estimated.value = boxed(estimate(hyper_params, settings)._repr_html_())
-    except Exception as error:  # noqa: BLE001 whatever an experiment may raise belongs on the page
-        self.estimated.value = boxed(problem(error))
+    def train(self) -> Job:
+        "Train what the form holds"
+        hyper_params = self.hyper_params()
+        settings = self.settings
+        hyper_params.validate()
+        name = self.store.name(settings.pop("run_id", None), hyper_params.to_dict())
+
+        def work(job):
+            return run_experiment(hyper_params, run_id=name, **settings | job.settings)
+
+        return self.begin(f"training {name}", work, None if settings.get("test_run") else name)
+
+    def go_on(self, run: Run) -> Job:
+        "Go on with a run that was stopped"
+
+        def work(job):
+            return resume_experiment(run, **{"stop_after": None} | job.settings)
+
+        return self.begin(f"going on with {run.id}", work, run.id)
+
+    def begin(self, title: str, work: Callable[[Job], Result], name: str | None) -> Job:
+        "Start a job whose result is to be kept; without a `name` nothing of it is on disk"
+
+        def kept(job):
+            self.result = work(job)
+            self.outcome.value = boxed(outcome(self.result))
+            self.resume.layout.display = None if self.result.status == "interrupted" and name else "none"
+            return self.result
+
+        run = Run(self.store.root / name) if name else None
+        if not self.jobs.is_busy:
+            self.outcome.value = ""
+            self.resume.layout.display = "none"
+            self.notice.say("" if name else "a test run: one smallest step of everything, nothing is saved")
+        return self.jobs.start(title, kept, saves=name is not None, run=run)
 
 # %% ../../nbs/94_builder/06_launch.ipynb #c012
 HEADLINES = ("mean_accuracy", "worst_datapoint_accuracy", "mean_episode_length")
@@ -151,46 +201,3 @@ def outcome(result: Result) -> str:
     table = html_table(["metric", "value"], [[escape(k), escape(v)] for k, v in of_all.items()])
     all_of_them = f"<details><summary>all metrics</summary>{table}</details>"
     return f"<p><b>{escape(name)}: {result.status}</b> · {said}</p>{all_of_them}"
-
-
-@patch
-def attempt(self: Launch, begin: Callable[[], Job]) -> Job | None:
-    "What `begin` begins; None if something is wrong, which is said"
-    try:
-        return begin()
-    except Exception as error:  # noqa: BLE001 what is half typed may be wrong in any way
-        self.notice.say(str(error), wrong=True)
-
-
-@patch
-def train(self: Launch) -> Job:
-    "Train what the form holds"
-    hyper_params, settings = self.hyper_params(), self.settings
-    hyper_params.validate()
-    name = self.store.name(settings.pop("run_id", None), hyper_params.to_dict())
-    work = lambda job: run_experiment(hyper_params, run_id=name, **settings | job.settings)
-    return self.begin(f"training {name}", work, None if settings.get("test_run") else name)
-
-
-@patch
-def go_on(self: Launch, run: Run) -> Job:
-    "Go on with a run that was stopped"
-    work = lambda job: resume_experiment(run, **{"stop_after": None} | job.settings)
-    return self.begin(f"going on with {run.id}", work, run.id)
-
-
-@patch
-def begin(self: Launch, title: str, work: Callable[[Job], Result], name: str | None) -> Job:
-    "Start a job whose result is to be kept; without a `name` nothing of it is on disk"
-
-    def kept(job):
-        self.result = work(job)
-        self.outcome.value = boxed(outcome(self.result))
-        self.resume.layout.display = None if self.result.status == "interrupted" and name else "none"
-        return self.result
-
-    run = Run(self.store.root / name) if name else None
-    if not self.jobs.is_busy:
-        self.outcome.value, self.resume.layout.display = "", "none"
-        self.notice.say("" if name else "a test run: one smallest step of everything, nothing is saved")
-    return self.jobs.start(title, kept, saves=name is not None, run=run)

@@ -32,16 +32,21 @@ def places(self: Sitting) -> dict[tuple, W.Widget]:
 
 @patch
 def place(self: Sitting, space: MessageSpace, channel: str, position: int) -> W.Dropdown:
-    name, choices = self.instance.scenario.candidate_name, self.choices(space, channel, position)
+    name = self.instance.scenario.candidate_name
+    choices = self.choices(space, channel, position)
     label = channel + f" {position + 1}" * (self.env.message_size > 1) + " (number)" * (space.kind != "main")
-    options, help = [(name(space, c), c) for c in choices], f"What to name in channel {channel}"
+    options = [(name(space, c), c) for c in choices]
+    help = f"What to name in channel {channel}"
     return control(W.Dropdown, label, help, name_width="130px", options=options)
 
 # %% ../../nbs/94_builder/07_play.ipynb #c007
 @patch
 def places(self: TextSitting) -> dict[str, W.Widget]:
     "Where messages are written, by channel"
-    area = lambda c: control(W.Textarea, c, f"What to write in channel {c}", "98%", "130px", rows=4)
+
+    def area(c):
+        return control(W.Textarea, c, f"What to write in channel {c}", "98%", "130px", rows=4)
+
     return {channel: area(channel) for channel in self.speaks}
 
 # %% ../../nbs/94_builder/07_play.ipynb #c008
@@ -49,7 +54,9 @@ class Play:
     "A person plays against the agents of a run"
 
     def __init__(self, run_store=None):
-        self.store, self.sitting, self.loaded = RunStore(run_store), None, {}
+        self.store = RunStore(run_store)
+        self.sitting = None
+        self.loaded = {}
         self.score = {"right": 0, "wrong": 0, "undecided": 0}
         self.runs = control(W.Dropdown, "run", "Whose agents to play against", "560px")
         self.seat = control(W.Dropdown, "seat", "Whose place you take", "260px")
@@ -68,7 +75,9 @@ class Play:
         )
         self.start = button("Start", "Begin a game", self.begin, "play", button_style="primary")
         self.again = button("Refresh", "Look for runs again", self.refresh, "refresh")
-        self.notice, self.picture, self.controls = Notice(), W.HTML(), W.VBox()
+        self.notice = Notice()
+        self.picture = W.HTML()
+        self.controls = W.VBox()
         self.runs.observe(lambda change: self.offer_seats(), "value")
         self.root = W.VBox(
             [
@@ -82,115 +91,111 @@ class Play:
         )
         self.refresh()
 
-# %% ../../nbs/94_builder/07_play.ipynb #c010
-@patch
-def refresh(self: Play) -> None:
-    "Offer the runs that have checkpoints, the newest first"
-    runs = [r for r in map(self.store.open, reversed(self.store.ids())) if r.checkpoints]
-    was, there = self.runs.value, [r.id for r in runs]
-    self.runs.options = [(f"{r.id} ({r.summary()['status']})", r.id) for r in runs]
-    self.runs.value = was if was in there else next(iter(there), None)
-    if not runs:
-        self.notice.say("There are no runs yet to play against. Train one first.")
+    def refresh(self) -> None:
+        "Offer the runs that have checkpoints, the newest first"
+        runs = [r for r in map(self.store.open, reversed(self.store.ids())) if r.checkpoints]
+        was = self.runs.value
+        there = [r.id for r in runs]
+        self.runs.options = [(f"{r.id} ({r.summary()['status']})", r.id) for r in runs]
+        self.runs.value = was if was in there else next(iter(there), None)
+        if not runs:
+            self.notice.say("There are no runs yet to play against. Train one first.")
 
+    def offer_seats(self) -> None:
+        self.notice.say()
+        was = self.seat.value
+        names = []
+        try:
+            names = build_protocol_handler(self.hyper_params).agent_names if self.runs.value else []
+        except Exception as error:  # noqa: BLE001 a run may be damaged, or of a protocol that is not registered here
+            self.notice.say(f"{self.runs.value}: {error}", wrong=True)
+        self.seat.options = names
+        self.seat.value = (
+            was if was in names else "verifier" if "verifier" in names else next(iter(names), None)
+        )
 
-@patch
-def offer_seats(self: Play) -> None:
-    self.notice.say()
-    was, names = self.seat.value, []
-    try:
-        names = build_protocol_handler(self.hyper_params).agent_names if self.runs.value else []
-    except Exception as error:  # noqa: BLE001 a run may be damaged, or of a protocol that is not registered here
-        self.notice.say(f"{self.runs.value}: {error}", wrong=True)
-    self.seat.options = names
-    self.seat.value = was if was in names else "verifier" if "verifier" in names else next(iter(names), None)
+    @property
+    def hyper_params(self) -> HyperParameters:
+        return HyperParameters.from_dict(self.store.open(self.runs.value).hyper_params)
 
+    @property
+    def in_words(self) -> bool:
+        "Whether agents of the chosen run write text"
+        return issubclass(scenarios[self.hyper_params.scenario], TextScenario)
 
-@patch(as_prop=True)
-def hyper_params(self: Play) -> HyperParameters:
-    return HyperParameters.from_dict(self.store.open(self.runs.value).hyper_params)
+    def agents(self):
+        "A trainer with the agents of the chosen run, loaded once for each checkpoint"
+        run = self.store.open(self.runs.value)
+        key = run.id, run.latest_checkpoint()
+        if key not in self.loaded:
+            self.notice.say(f"loading the agents of {run.id} …")
+            self.loaded = {key: text_player(run) if self.in_words else player(trained(run))}
+        return self.loaded[key]
 
+    def begin(self) -> None:
+        "Begin a game"
+        try:
+            if self.runs.value is None:
+                raise ValueError("there is no run to play against; train one first")
+            if self.sitting and (self.sitting.run.id, self.sitting.seat) != (
+                self.runs.value,
+                self.seat.value,
+            ):
+                self.score = dict.fromkeys(self.score, 0)
+            trainer = self.agents()
+            seed = int(torch.randint(MAX_EPISODE_SEED, ()))
+            text = self.number.value.strip()
+            size = len(trainer.instance.test_dataset)
+            if text and not text.isdigit():
+                raise ValueError(f"instance: a whole number from 0 to {size - 1}, not {text!r}")
+            index = int(text) if text else int(torch.randint(size, ()))
+            sit = TextSitting if self.in_words else Sitting
+            run = self.store.open(self.runs.value)
+            self.sitting = sit(trainer, self.seat.value, index, seed, self.told.value, run)
+            self.notice.say("")
+            self.show()
+        except Exception as error:  # noqa: BLE001 whatever a run may hold
+            self.notice.say(str(error), wrong=True)
 
-@patch(as_prop=True)
-def in_words(self: Play) -> bool:
-    "Whether agents of the chosen run write text"
-    return issubclass(scenarios[self.hyper_params.scenario], TextScenario)
+    def show(self) -> None:
+        "Show the game, and what is to be chosen or written"
+        s = self.sitting
+        self.picture.value = s.view()
+        if s.over:
+            return self.finish()
+        self.places = s.places()
+        verdicts = s.verdict_options
+        meaning = ["No verdict yet", *(f"Your verdict: {word}" for word, _ in verdicts[1:])]
+        self.decision = (
+            toggles("decide", "Your verdict, if you have come to one", verdicts, meaning, "90px")
+            if verdicts
+            else None
+        )
+        send = button(
+            "Send", "Say it, and let the others play on", self.send, "paper-plane", button_style="primary"
+        )
+        self.controls.children = [*self.places.values(), *([self.decision] if verdicts else []), send]
 
-
-@patch
-def agents(self: Play):
-    "A trainer with the agents of the chosen run, loaded once for each checkpoint"
-    run = self.store.open(self.runs.value)
-    key = run.id, run.latest_checkpoint()
-    if key not in self.loaded:
-        self.notice.say(f"loading the agents of {run.id} …")
-        self.loaded = {key: text_player(run) if self.in_words else player(trained(run))}
-    return self.loaded[key]
-
-# %% ../../nbs/94_builder/07_play.ipynb #c012
-@patch
-def begin(self: Play) -> None:
-    "Begin a game"
-    try:
-        if self.runs.value is None:
-            raise ValueError("there is no run to play against; train one first")
-        if self.sitting and (self.sitting.run.id, self.sitting.seat) != (self.runs.value, self.seat.value):
-            self.score = dict.fromkeys(self.score, 0)
-        trainer, seed = self.agents(), int(torch.randint(MAX_EPISODE_SEED, ()))
-        text, size = self.number.value.strip(), len(trainer.instance.test_dataset)
-        if text and not text.isdigit():
-            raise ValueError(f"instance: a whole number from 0 to {size - 1}, not {text!r}")
-        index = int(text) if text else int(torch.randint(size, ()))
-        sit, run = TextSitting if self.in_words else Sitting, self.store.open(self.runs.value)
-        self.sitting = sit(trainer, self.seat.value, index, seed, self.told.value, run)
+    def send(self) -> None:
+        "The person's turn"
+        values = {name: place.value for name, place in self.places.items()}
+        try:
+            self.notice.say("the others are at it …")
+            self.sitting.take(values, self.decision and self.decision.value)
+        except Exception as error:  # noqa: BLE001 what the rules do not allow, or a model that does not answer
+            return self.notice.say(str(error), wrong=True)
         self.notice.say("")
         self.show()
-    except Exception as error:  # noqa: BLE001 whatever a run may hold
-        self.notice.say(str(error), wrong=True)
 
-
-@patch
-def show(self: Play) -> None:
-    "Show the game, and what is to be chosen or written"
-    s = self.sitting
-    self.picture.value = s.view()
-    if s.over:
-        return self.finish()
-    self.places, verdicts = s.places(), s.verdict_options
-    meaning = ["No verdict yet", *(f"Your verdict: {word}" for word, _ in verdicts[1:])]
-    self.decision = (
-        toggles("decide", "Your verdict, if you have come to one", verdicts, meaning, "90px")
-        if verdicts
-        else None
-    )
-    send = button(
-        "Send", "Say it, and let the others play on", self.send, "paper-plane", button_style="primary"
-    )
-    self.controls.children = [*self.places.values(), *([self.decision] if verdicts else []), send]
-
-# %% ../../nbs/94_builder/07_play.ipynb #c014
-@patch
-def send(self: Play) -> None:
-    "The person's turn"
-    values = {name: place.value for name, place in self.places.items()}
-    try:
-        self.notice.say("the others are at it …")
-        self.sitting.take(values, self.decision and self.decision.value)
-    except Exception as error:  # noqa: BLE001 what the rules do not allow, or a model that does not answer
-        return self.notice.say(str(error), wrong=True)
-    self.notice.say("")
-    self.show()
-
-
-@patch
-def finish(self: Play) -> None:
-    "The game is over: keep it, and count"
-    name, game = self.sitting.keep(), self.sitting.game
-    self.score[game.ending] += 1
-    score = ", ".join(f"{n} {ending}" for ending, n in self.score.items())
-    mine = game.rewards[self.sitting.seat]
-    text = f"Your reward: <b>{mine:g}</b>. Verdicts so far: {score}. <span class='nip-quiet'>Kept as <code>rollouts/{name}</code>.</span>"
-    self.controls.children = [
-        W.HTML(boxed(text)),
-        button("Play again", "Another game in the same seat", self.begin, "repeat"),
-    ]
+    def finish(self) -> None:
+        "The game is over: keep it, and count"
+        name = self.sitting.keep()
+        game = self.sitting.game
+        self.score[game.ending] += 1
+        score = ", ".join(f"{n} {ending}" for ending, n in self.score.items())
+        mine = game.rewards[self.sitting.seat]
+        text = f"Your reward: <b>{mine:g}</b>. Verdicts so far: {score}. <span class='nip-quiet'>Kept as <code>rollouts/{name}</code>.</span>"
+        self.controls.children = [
+            W.HTML(boxed(text)),
+            button("Play again", "Another game in the same seat", self.begin, "repeat"),
+        ]

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import ipywidgets as W
-from fastcore.basics import patch
 from html import escape
 from ..analysis.episode_view import Game, table_of
 from ..analysis.transcripts import ENDINGS, Transcripts, said_of, select_games
@@ -24,7 +23,11 @@ __all__ = ['ANYBODY', 'ANY', 'WHOLE', 'TranscriptBrowser', 'Replay', 'RunReplay'
 
 # %% ../../nbs/94_builder/02_replay.ipynb #c005
 ANYBODY = "everything"
+
+
 ANY = "any"
+
+
 WHOLE = -2  # In place of a node: the game itself
 
 
@@ -33,9 +36,10 @@ class TranscriptBrowser:
 
     def __init__(self, source: Run | str | Path | Transcripts, name: str | None = None):
         self.transcripts = t = source if isinstance(source, Transcripts) else Transcripts(source, name)
-        drop = lambda name, help, width, options, **more: control(
-            W.Dropdown, name, help, width, options=options, **more
-        )
+
+        def drop(name, help, width, options, **more):
+            return control(W.Dropdown, name, help, width, options=options, **more)
+
         agents = t.rules.protocol.agent_names if t.rules else []
         self.kept = drop(
             "kept", "When the games were played", "260px", [(said_of(n), n) for n in t.files], value=t.name
@@ -64,7 +68,9 @@ class TranscriptBrowser:
         )
         self.back = button("Previous", "The game before", lambda: self.step(-1), "chevron-left", "110px")
         self.on = button("Next", "The next game", lambda: self.step(1), "chevron-right", "110px")
-        self.notice, self.picture, self.drawn = Notice(), W.HTML(), W.HTML()
+        self.notice = Notice()
+        self.picture = W.HTML()
+        self.drawn = W.HTML()
         for each in (self.kept, self.ending, self.label, self.reward, self.words):
             each.observe(lambda change: self.choose(), "value")
         self.which.observe(lambda change: self.turn_to(), "value")
@@ -77,52 +83,49 @@ class TranscriptBrowser:
     def _repr_mimebundle_(self, **kwargs):
         return self.root._repr_mimebundle_(**kwargs)
 
-# %% ../../nbs/94_builder/02_replay.ipynb #c006
-@patch
-def choose(self: TranscriptBrowser) -> None:
-    "Offer the games that are as they are asked for"
-    some = lambda widget: None if widget.value == ANY else widget.value
-    try:
-        games = self.transcripts.of(self.kept.value)
-        self.games = select_games(
-            games, some(self.ending), some(self.label), self.reward.value.split(), self.words.value
-        )
-        self.notice.say(f"{len(self.games)} of {len(games)} games")
-    except ParameterError as error:
-        self.games = []
-        self.notice.say(str(error), wrong=True)
-    self.which.options = [(str(g).partition(", ")[2], i) for i, g in enumerate(self.games)]
-    self.which.value = 0 if self.games else None
-    self.turn_to()
+    def choose(self) -> None:
+        "Offer the games that are as they are asked for"
 
+        def some(widget):
+            return None if widget.value == ANY else widget.value
 
-@patch
-def step(self: TranscriptBrowser, by: int) -> None:
-    if self.games:
-        self.which.value = (self.which.value + by) % len(self.games)
+        try:
+            games = self.transcripts.of(self.kept.value)
+            self.games = select_games(
+                games, some(self.ending), some(self.label), self.reward.value.split(), self.words.value
+            )
+            self.notice.say(f"{len(self.games)} of {len(games)} games")
+        except ParameterError as error:
+            self.games = []
+            self.notice.say(str(error), wrong=True)
+        self.which.options = [(str(g).partition(", ")[2], i) for i, g in enumerate(self.games)]
+        self.which.value = 0 if self.games else None
+        self.turn_to()
 
-# %% ../../nbs/94_builder/02_replay.ipynb #c008
-@patch
-def turn_to(self: TranscriptBrowser) -> None:
-    "Another game: another tree, if it has one"
-    nodes = [] if self.which.value is None else self.games[self.which.value].record.get("nodes", [])
-    self.node.options = [
-        ("the game", WHOLE),
-        *((f"{n['node']} (round {n['round']})", n["node"]) for n in nodes),
-    ]
-    self.node.layout.display = None if nodes else "none"
-    self.show()
+    def step(self, by: int) -> None:
+        if self.games:
+            self.which.value = (self.which.value + by) % len(self.games)
 
+    def turn_to(self) -> None:
+        "Another game: another tree, if it has one"
+        nodes = [] if self.which.value is None else self.games[self.which.value].record.get("nodes", [])
+        self.node.options = [
+            ("the game", WHOLE),
+            *((f"{n['node']} (round {n['round']})", n["node"]) for n in nodes),
+        ]
+        self.node.layout.display = None if nodes else "none"
+        self.show()
 
-@patch
-def show(self: TranscriptBrowser) -> None:
-    if self.which.value is None:
-        self.picture.value, self.drawn.value = boxed("There is no such game."), ""
-        return
-    game, agent = self.games[self.which.value], None if self.seen_as.value == ANYBODY else self.seen_as.value
-    has_tree = "nodes" in game.record and agent is None
-    self.drawn.value = game.tree(chosen=self.node.value) if has_tree else ""
-    self.picture.value = (game if self.node.value == WHOLE else game.at(self.node.value)).view(agent)
+    def show(self) -> None:
+        if self.which.value is None:
+            self.picture.value = boxed("There is no such game.")
+            self.drawn.value = ""
+            return
+        game = self.games[self.which.value]
+        agent = None if self.seen_as.value == ANYBODY else self.seen_as.value
+        has_tree = "nodes" in game.record and agent is None
+        self.drawn.value = game.tree(chosen=self.node.value) if has_tree else ""
+        self.picture.value = (game if self.node.value == WHOLE else game.at(self.node.value)).view(agent)
 
 # %% ../../nbs/94_builder/02_replay.ipynb #c011
 ANYBODY = "everything"
@@ -158,11 +161,16 @@ class Replay:
             "▸": ("Next round", lambda r: r + 1),
             "▸|": ("Last round", lambda r: 10**9),
         }
-        go = lambda step: lambda: self.go(step(self.rounds))
+
+        def go(step):
+            return lambda: self.go(step(self.rounds))
+
         self.buttons = {
             name: button(name, help, go(step), width="44px") for name, (help, step) in steps.items()
         }
-        self.rounds, self.where, self.picture = 10**9, W.HTML(), W.HTML()
+        self.rounds = 10**9
+        self.where = W.HTML()
+        self.picture = W.HTML()
         self.ending.observe(lambda change: self.choose(), "value")
         for each in (self.which, self.seen_as):
             each.observe(lambda change: self.show(), "value")
@@ -175,33 +183,28 @@ class Replay:
         )
         self.choose()
 
-# %% ../../nbs/94_builder/02_replay.ipynb #c013
-@patch
-def choose(self: Replay) -> None:
-    "Offer the games that ended as asked"
-    fits = [(str(g), i) for i, g in enumerate(self.games) if self.ending.value in ("all", g.ending)]
-    self.which.options = fits
-    self.which.value = fits[0][1] if fits else None
-    self.show()
+    def choose(self) -> None:
+        "Offer the games that ended as asked"
+        fits = [(str(g), i) for i, g in enumerate(self.games) if self.ending.value in ("all", g.ending)]
+        self.which.options = fits
+        self.which.value = fits[0][1] if fits else None
+        self.show()
 
+    def go(self, rounds: int) -> None:
+        "Show the game after as many rounds"
+        self.rounds = rounds
+        self.show()
 
-@patch
-def go(self: Replay, rounds: int) -> None:
-    "Show the game after as many rounds"
-    self.rounds = rounds
-    self.show()
-
-
-@patch
-def show(self: Replay) -> None:
-    if self.which.value is None:
-        self.where.value, self.picture.value = "", boxed("There is no such game.")
-        return
-    game = self.games[self.which.value]
-    self.rounds = max(0, min(self.rounds, game.num_rounds))
-    agent = None if self.seen_as.value == ANYBODY else self.seen_as.value
-    self.where.value = boxed(f"after {self.rounds} of {game.num_rounds} rounds")
-    self.picture.value = game.view(self.rounds, agent)
+    def show(self) -> None:
+        if self.which.value is None:
+            self.where.value = ""
+            self.picture.value = boxed("There is no such game.")
+            return
+        game = self.games[self.which.value]
+        self.rounds = max(0, min(self.rounds, game.num_rounds))
+        agent = None if self.seen_as.value == ANYBODY else self.seen_as.value
+        self.where.value = boxed(f"after {self.rounds} of {game.num_rounds} rounds")
+        self.picture.value = game.view(self.rounds, agent)
 
 # %% ../../nbs/94_builder/02_replay.ipynb #c016
 class RunReplay:
@@ -210,7 +213,9 @@ class RunReplay:
     def __init__(self, run: Run):
         files = run.dir.glob("rollouts/*.safetensors")
         names = sorted((f.stem for f in files), key=lambda n: (n.isdigit(), n != "test", n))
-        self.run, self.instance, self.replay = run, None, None
+        self.run = run
+        self.instance = None
+        self.replay = None
         self.names = control(
             W.Dropdown,
             "kept",

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ipywidgets as W
 import json
 from collections.abc import Callable
-from fastcore.basics import patch
 from functools import partial
 from html import escape
 from ..analysis.comparison import Comparison, compare
@@ -36,13 +35,19 @@ def find(store: RunStore, query: str = "") -> list[dict[str, Any]]:
     where = [w for w in words if any(sign in w for sign in COMPARISONS)]
     found = store.select(where=where) if where else map(store.open, store.ids())
     rows = [run.summary() for run in found][::-1]
-    text = lambda row: " ".join(str(v) for v in row.values()).lower()
+
+    def text(row):
+        return " ".join(str(v) for v in row.values()).lower()
+
     return [row for row in rows if all(w in text(row) for w in words if w not in where)]
 
 
 def line(row: dict[str, Any]) -> str:
     "A run in a line"
-    number = lambda name, key: f"{name} {row[key]:.3g}" if isinstance(row[key], float) else ""
+
+    def number(name, key):
+        return f"{name} {row[key]:.3g}" if isinstance(row[key], float) else ""
+
     parts = (
         row["run"],
         row["status"],
@@ -97,7 +102,10 @@ def said_table(game: dict) -> str:
 
 def text(said: dict) -> str:
     "What one agent said in one channel: candidates as `graph:node`, say"
-    candidates = lambda points: " ".join(":".join(map(str, point)) for point in points)
+
+    def candidates(points):
+        return " ".join(":".join(map(str, point)) for point in points)
+
     return "; ".join(
         candidates(v) if isinstance(v, list) else str(v)
         for k, v in said.items()
@@ -121,7 +129,10 @@ class Results:
         load: Callable[[HyperParameters], None] = lambda hyper_params: None,  # Takes a run's hyper-parameters
         job_ended: Callable[[Job], None] = lambda job: None,
     ):
-        self.launch, self.load, self.store, self.jobs = launch, load, launch.store, launch.jobs
+        self.launch = launch
+        self.load = load
+        self.store = launch.store
+        self.jobs = launch.jobs
         help = "Runs that have all these words in name, status, tags, group or notes, or fulfil conditions"
         self.query = control(
             W.Text,
@@ -139,10 +150,16 @@ class Results:
             for name, (icon, help, _, _) in ACTIONS.items()
         }
         self.options = {name: self.option(name, *spec) for name, spec in OPTIONS.items()}
-        about = lambda name: W.HTML(boxed(f"<span class='nip-quiet'>{escape(OPTIONS[name][0])}</span>"))
-        explained = lambda: [beside(option, about(name)) for name, option in self.options.items()]
+
+        def about(name):
+            return W.HTML(boxed(f"<span class='nip-quiet'>{escape(OPTIONS[name][0])}</span>"))
+
+        def explained():
+            return [beside(option, about(name)) for name, option in self.options.items()]
+
         self.more = Fold("options of evaluation and reproduction", explained, "Show the options")
-        self.shown, self.notice = W.VBox(), Notice()
+        self.shown = W.VBox()
+        self.notice = Notice()
         self.query.observe(lambda change: self.refresh(), "value")
         self.runs.observe(lambda change: self.enable(), "value")
         self.root = W.VBox(
@@ -152,6 +169,121 @@ class Results:
 
     def option(self, name: str, doc: str, hint, value) -> W.Text:
         return control(W.Text, name, doc, "280px", "140px", value="" if value is None else str(value))
+
+    def refresh(self) -> None:
+        "Look into the store"
+        was = self.runs.value
+        try:
+            rows = find(self.store, self.query.value)
+            self.notice.say("" if rows else "No runs fit." if self.query.value else "There are no runs yet.")
+        except Exception as error:  # noqa: BLE001 whatever is typed, or lies in a folder
+            self.notice.say(str(error), wrong=True)
+            return
+        self.runs.options = [(line(row), row["run"]) for row in rows]
+        there = {row["run"] for row in rows}
+        self.runs.value = tuple(run for run in was if run in there)
+        self.enable()
+
+    def enable(self) -> None:
+        "Buttons are for as many runs as they take"
+        n = len(self.runs.value)
+        for name, (_, _, least, most) in ACTIONS.items():
+            self.buttons[name].disabled = not (least <= n and (most is None or n <= most))
+
+    def do(self, name: str) -> None:
+        "What a button is for, with the chosen runs"
+        self.notice.say("")
+        runs = [self.store.open(run) for run in self.runs.value]
+        try:
+            action = getattr(self, f"do_{name.lower().replace(' ', '_')}")
+            action(*(runs if ACTIONS[name][3] == 1 else [runs]))
+        except Exception as error:  # noqa: BLE001 a broken run is no reason to break the list
+            self.notice.say(f"{name}: {error}", wrong=True)
+
+    def option_values(self, *names: str) -> dict[str, Any]:
+        "What the options say; raises `ValueError` for what is not a number"
+        values = {name: from_text(self.options[name].value, OPTIONS[name][1]) for name in names}
+        if wrong := [
+            name
+            for name, v in values.items()
+            if not isinstance(v, int | None) or isinstance(v, bool) or (v or 0) < 0
+        ]:
+            raise ValueError(f"{wrong[0]} must be a whole number of at least 0, got {values[wrong[0]]!r}")
+        return values
+
+    def show(self, *html: str) -> None:
+        self.shown.children = [W.HTML(h) for h in html]
+
+    def job(self, title: str, work: Callable[[Job], Any], run: Run | None = None) -> Job:
+        "A job, of which one sees what came of it"
+
+        def shown(job):
+            thing = work(job)
+            self.show(*looks(thing))
+            self.refresh()
+            return thing
+
+        return self.jobs.start(title, shown, run=run)
+
+    def do_refresh(self, runs: list[Run]) -> None:
+        self.refresh()
+
+    def do_curves(self, runs: list[Run]) -> None:
+        rows = {run.id: Tail(run).read() for run in runs}
+        names = list(dict.fromkeys(name for r in rows.values() for name in panels(r)))
+        usual = [n for n in ("mean_accuracy", "mean_episode_reward") if n in names]
+        chosen = control(
+            W.SelectMultiple,
+            "curves",
+            "Metrics to draw; hold Ctrl to choose several",
+            rows=5,
+            options=names,
+            value=usual,
+        )
+        window = control(
+            W.Dropdown,
+            "mean over",
+            "Iterations over which a curve is averaged",
+            "180px",
+            options=[1, 5, 20, 100],
+            value=5,
+        )
+        picture = W.HTML()
+
+        def draw(change=None):
+            picture.value = curves(rows, chosen.value, window.value)
+
+        for each in (chosen, window):
+            each.observe(draw, "value")
+        draw()
+        self.shown.children = [picture, beside(chosen, window)]
+
+    def do_transcripts(self, run: Run) -> None:
+        if kept_games(run):
+            self.shown.children = [TranscriptBrowser(run).root]
+        else:
+            self.show(transcripts(run))
+
+    def do_episodes(self, run: Run) -> None:
+        self.shown.children = [(TranscriptBrowser if kept_games(run) else RunReplay)(run).root]
+
+    def do_evaluate(self, run: Run) -> Job:
+        options = self.option_values("passes", "attack_iterations")
+        return self.job(f"evaluating {run.id}", lambda job: evaluate(run, progress=job.bar, **options))
+
+    def do_compare(self, runs: list[Run]) -> None:
+        self.show(*looks(compare(runs, run_store=self.store) if runs else compare(run_store=self.store)))
+
+    def do_reproduce(self, run: Run) -> Job:
+        options = self.option_values("iterations")
+        return self.job(f"reproducing {run.id}", lambda job: reproduce(run, **options | job.settings))
+
+    def do_go_on(self, run: Run) -> Job:
+        return self.launch.go_on(run)
+
+    def do_load(self, run: Run) -> None:
+        self.load(HyperParameters.from_dict(run.hyper_params))
+        self.notice.say(f"The hyper-parameters of {run.id} are in the form.")
 
 # %% ../../nbs/94_builder/08_runs_page.ipynb #c014
 ACTIONS = {  # Icon, what it does, how many runs it takes at least and at most
@@ -175,148 +307,3 @@ ACTIONS = {  # Icon, what it does, how many runs it takes at least and at most
     "Go on": ("step-forward", "Go on with a run that was stopped, from its last checkpoint", 1, 1),
     "Load": ("sliders", "Take its hyper-parameters as the beginning of another run", 1, 1),
 }
-
-
-@patch
-def refresh(self: Results) -> None:
-    "Look into the store"
-    was = self.runs.value
-    try:
-        rows = find(self.store, self.query.value)
-        self.notice.say("" if rows else "No runs fit." if self.query.value else "There are no runs yet.")
-    except Exception as error:  # noqa: BLE001 whatever is typed, or lies in a folder
-        self.notice.say(str(error), wrong=True)
-        return
-    self.runs.options = [(line(row), row["run"]) for row in rows]
-    there = {row["run"] for row in rows}
-    self.runs.value = tuple(run for run in was if run in there)
-    self.enable()
-
-
-@patch
-def enable(self: Results) -> None:
-    "Buttons are for as many runs as they take"
-    n = len(self.runs.value)
-    for name, (_, _, least, most) in ACTIONS.items():
-        self.buttons[name].disabled = not (least <= n and (most is None or n <= most))
-
-# %% ../../nbs/94_builder/08_runs_page.ipynb #c016
-@patch
-def do(self: Results, name: str) -> None:
-    "What a button is for, with the chosen runs"
-    self.notice.say("")
-    runs = [self.store.open(run) for run in self.runs.value]
-    try:
-        action = getattr(self, f"do_{name.lower().replace(' ', '_')}")
-        action(*(runs if ACTIONS[name][3] == 1 else [runs]))
-    except Exception as error:  # noqa: BLE001 a broken run is no reason to break the list
-        self.notice.say(f"{name}: {error}", wrong=True)
-
-
-@patch
-def option_values(self: Results, *names: str) -> dict[str, Any]:
-    "What the options say; raises `ValueError` for what is not a number"
-    values = {name: from_text(self.options[name].value, OPTIONS[name][1]) for name in names}
-    if wrong := [
-        name
-        for name, v in values.items()
-        if not isinstance(v, int | None) or isinstance(v, bool) or (v or 0) < 0
-    ]:
-        raise ValueError(f"{wrong[0]} must be a whole number of at least 0, got {values[wrong[0]]!r}")
-    return values
-
-
-@patch
-def show(self: Results, *html: str) -> None:
-    self.shown.children = [W.HTML(h) for h in html]
-
-
-@patch
-def job(self: Results, title: str, work: Callable[[Job], Any], run: Run | None = None) -> Job:
-    "A job, of which one sees what came of it"
-
-    def shown(job):
-        thing = work(job)
-        self.show(*looks(thing))
-        self.refresh()
-        return thing
-
-    return self.jobs.start(title, shown, run=run)
-
-# %% ../../nbs/94_builder/08_runs_page.ipynb #c018
-@patch
-def do_refresh(self: Results, runs: list[Run]) -> None:
-    self.refresh()
-
-
-@patch
-def do_curves(self: Results, runs: list[Run]) -> None:
-    rows = {run.id: Tail(run).read() for run in runs}
-    names = list(dict.fromkeys(name for r in rows.values() for name in panels(r)))
-    usual = [n for n in ("mean_accuracy", "mean_episode_reward") if n in names]
-    chosen = control(
-        W.SelectMultiple,
-        "curves",
-        "Metrics to draw; hold Ctrl to choose several",
-        rows=5,
-        options=names,
-        value=usual,
-    )
-    window = control(
-        W.Dropdown,
-        "mean over",
-        "Iterations over which a curve is averaged",
-        "180px",
-        options=[1, 5, 20, 100],
-        value=5,
-    )
-    picture = W.HTML()
-
-    def draw(change=None):
-        picture.value = curves(rows, chosen.value, window.value)
-
-    for each in (chosen, window):
-        each.observe(draw, "value")
-    draw()
-    self.shown.children = [picture, beside(chosen, window)]
-
-
-@patch
-def do_transcripts(self: Results, run: Run) -> None:
-    if kept_games(run):
-        self.shown.children = [TranscriptBrowser(run).root]
-    else:
-        self.show(transcripts(run))
-
-
-@patch
-def do_episodes(self: Results, run: Run) -> None:
-    self.shown.children = [(TranscriptBrowser if kept_games(run) else RunReplay)(run).root]
-
-# %% ../../nbs/94_builder/08_runs_page.ipynb #c020
-@patch
-def do_evaluate(self: Results, run: Run) -> Job:
-    options = self.option_values("passes", "attack_iterations")
-    return self.job(f"evaluating {run.id}", lambda job: evaluate(run, progress=job.bar, **options))
-
-
-@patch
-def do_compare(self: Results, runs: list[Run]) -> None:
-    self.show(*looks(compare(runs, run_store=self.store) if runs else compare(run_store=self.store)))
-
-
-@patch
-def do_reproduce(self: Results, run: Run) -> Job:
-    options = self.option_values("iterations")
-    return self.job(f"reproducing {run.id}", lambda job: reproduce(run, **options | job.settings))
-
-
-@patch
-def do_go_on(self: Results, run: Run) -> Job:
-    return self.launch.go_on(run)
-
-
-@patch
-def do_load(self: Results, run: Run) -> None:
-    self.load(HyperParameters.from_dict(run.hyper_params))
-    self.notice.say(f"The hyper-parameters of {run.id} are in the form.")

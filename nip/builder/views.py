@@ -35,9 +35,16 @@ __all__ = ['code', 'folded', 'by', 'view', 'drawing_of', 'instance_view', 'with_
            'told', 'one_game']
 
 # %% ../../nbs/94_builder/03_views.ipynb #c005
-code = lambda text: f"<code>{escape(str(text))}</code>"
-folded = lambda title, content: f"<details><summary>{title}</summary>{content}</details>"
-by = lambda shape: " × ".join(str(n) for n in shape) or "one number"
+def code(text):
+    return f"<code>{escape(str(text))}</code>"
+
+
+def folded(title, content):
+    return f"<details><summary>{title}</summary>{content}</details>"
+
+
+def by(shape):
+    return " × ".join(str(n) for n in shape) or "one number"
 
 
 @singledispatch
@@ -69,11 +76,15 @@ def drawing_of(protocol: ProtocolHandler, variant: int) -> str:
 
 @view.register
 def _(protocol: ProtocolHandler) -> str:
-    verdicts, first = getattr(protocol, "prover_verdicts", {}), protocol.agent_first_active_round
-    argues = lambda a: VERDICTS[verdicts[a]] if a in verdicts else ""
-    pay = lambda a: (
-        "{:g} to {:g}".format(*protocol.reward_range(a)) if hasattr(protocol, "reward_range") else ""
-    )
+    verdicts = getattr(protocol, "prover_verdicts", {})
+    first = protocol.agent_first_active_round
+
+    def argues(a):
+        return VERDICTS[verdicts[a]] if a in verdicts else ""
+
+    def pay(a):
+        return "{:g} to {:g}".format(*protocol.reward_range(a)) if hasattr(protocol, "reward_range") else ""
+
     rows = [
         [escape(a), "yes" if a in protocol.decider_names else "", argues(a), pay(a), first[a]]
         for a in protocol.agent_names
@@ -134,7 +145,8 @@ def samples_view(scenario: Scenario, dataset: Dataset, per_label: int = 2) -> st
 def module_rows(module: nn.Module, name: str = "", depth: int = 0) -> Iterator[list[str]]:
     "Rows (name, kind, weights, parameters) of a module and all below it, indented"
     own = ", ".join(f"{n} {by(p.shape)}" for n, p in module.named_parameters(recurse=False))
-    kind, count = type(module).__name__, sum(p.numel() for p in module.parameters())
+    kind = type(module).__name__
+    count = sum(p.numel() for p in module.parameters())
     if name:
         yield [f"{'&emsp;' * (depth - 1)}{code(name)}", escape(kind), escape(own), f"{count:,}"]
     for child, inner in module.named_children():
@@ -166,17 +178,24 @@ def _(agent: Agent) -> str:
 # %% ../../nbs/94_builder/03_views.ipynb #c021
 def flow_view(instance: ScenarioInstance, agent: str, num_games: int = 2) -> dict[str, str]:
     "By part of `agent`, the shapes as they flow through it"
-    table = lambda rows: html_table(["", "kind", "shape"], [[code(n), escape(k), by(s)] for n, k, s in rows])
+
+    def table(rows):
+        return html_table(["", "kind", "shape"], [[code(n), escape(k), by(s)] for n, k, s in rows])
+
     return {part: table(rows) for part, rows in instance.shape_flow(agent, num_games).items()}
 
 
 def combined_flow(instance: ScenarioInstance, num_games: int = 2) -> dict[str, list[tuple]]:
     "By combined part, rows (key, input or output, shape) on fresh games in which all have the floor"
     games = torch.arange(num_games)
-    td, flow = instance.train_environment.start(games, 0 * games), {}
+    td = instance.train_environment.start(games, 0 * games)
+    flow = {}
     td["agents", "active"] = torch.ones_like(td["agents", "active"])
     for kind, part in instance.tensor_parts.items():
-        shapes = lambda keys, role, td=td: [(k, role, tuple(td[k].shape)) for k in keys if k in td.keys(True)]
+
+        def shapes(keys, role, td=td):
+            return [(k, role, tuple(td[k].shape)) for k in keys if k in td.keys(True)]
+
         rows = shapes(part.in_keys, "input")
         with torch.no_grad():
             td = part(td)
@@ -192,24 +211,34 @@ def key_text(key) -> str:
 @view.register
 def _(part: CombinedAgentPart) -> str:
     channels = part.protocol.message_channel_names
-    seen = lambda a: ", ".join(channels[c] for c in part.visible[part.protocol.agent_names.index(a)].tolist())
+
+    def seen(a):
+        return ", ".join(channels[c] for c in part.visible[part.protocol.agent_names.index(a)].tolist())
+
     rows = [
         [escape(a), type(p).__name__, f"{p.num_parameters:,}", escape(seen(a))] for a, p in part.parts.items()
     ]
-    keys = lambda names: ", ".join(map(key_text, names))
+
+    def keys(names):
+        return ", ".join(map(key_text, names))
+
     told = f"<p>{type(part).__name__} reads {keys(part.in_keys)}<br>gives {keys(part.out_keys)}</p>"
     return told + html_table(["agent", "part", "parameters", "channels that reach it"], rows)
 
 
 def combined_view(instance: ScenarioInstance) -> str:
     "All combined parts, with the shapes that flow through them"
-    flow, n = combined_flow(instance), len(instance.agents)
+    flow = combined_flow(instance)
+    n = len(instance.agents)
     legend = (
         ""
         if not flow
         else f"<p>Shapes are those of a batch of 2 games. What begins with <code>agents</code> has {n} agents in its second dimension.</p>"
     )
-    table = lambda rows: html_table(["key", "", "shape"], [[key_text(k), role, by(s)] for k, role, s in rows])
+
+    def table(rows):
+        return html_table(["key", "", "shape"], [[key_text(k), role, by(s)] for k, role, s in rows])
+
     return legend + "".join(
         f"<h4>{kind}</h4>{view(part)}{table(flow[kind]) if kind in flow else ''}"
         for kind, part in instance.combined.items()
@@ -231,13 +260,16 @@ def domain(spec) -> str:
 def _(environment: Environment) -> str:
     specs = {"state": environment.observation_spec, "action": environment.action_spec, "reward": environment.reward_spec,
              "end": environment.done_spec}  # fmt: skip
-    row = lambda role, key, s: [
-        role,
-        key_text(key),
-        by(s.shape),
-        str(s.dtype).removeprefix("torch."),
-        domain(s),
-    ]
+
+    def row(role, key, s):
+        return [
+            role,
+            key_text(key),
+            by(s.shape),
+            str(s.dtype).removeprefix("torch."),
+            domain(s),
+        ]
+
     rows = [row(role, key, s) for role, spec in specs.items() for key, s in spec.items(True, True)]
     games = f"<p>{environment.batch_size[0]:,} games at a time, on {escape(environment.dataset.description)}: {len(environment.dataset):,} instances</p>"
     return games + html_table(["", "key", "shape", "type", "values"], rows)
@@ -245,27 +277,33 @@ def _(environment: Environment) -> str:
 # %% ../../nbs/94_builder/03_views.ipynb #c028
 @view.register
 def _(trainer: Trainer) -> str:
-    n, groups = type(trainer).num_iterations(trainer.hyper_params), trainer.learning_groups()
-    row = lambda g: [
-        escape(g["name"]),
-        escape(g["agent"]),
-        f"{g['lr']:.3g}",
-        f"{g['lr_factor']:g}",
-        f"{g['num_parameters']:,}",
-    ]
+    n = type(trainer).num_iterations(trainer.hyper_params)
+    groups = trainer.learning_groups()
+
+    def row(g):
+        return [
+            escape(g["name"]),
+            escape(g["agent"]),
+            f"{g['lr']:.3g}",
+            f"{g['lr_factor']:g}",
+            f"{g['num_parameters']:,}",
+        ]
+
     table = html_table(["group", "agent", "learning rate", "factor", "parameters"], map(row, groups))
     return f"<p>{type(trainer).__name__}, {n:,} iterations</p>{table if groups else '<p>Nobody learns.</p>'}"
 
 
 @view.register
 def _(trainer: TextRlTrainer) -> str:
-    n, stages = type(trainer).num_iterations(trainer.hyper_params), " → ".join(map(code, trainer.stages))
+    n = type(trainer).num_iterations(trainer.hyper_params)
+    stages = " → ".join(map(code, trainer.stages))
     return f"<p>{type(trainer).__name__}, {n:,} iterations of {stages}; models learn by {trainer.method} fine-tuning</p>{view(trainer.model_groups)}"
 
 
 @view.register
 def _(instance: ScenarioInstance) -> str:
-    hp, shared = instance.hyper_params, instance.shared_model_groups or {}
+    hp = instance.hyper_params
+    shared = instance.shared_model_groups or {}
     rows = [[escape(a), agent_line(agent)] for a, agent in instance.agents.items()]
     head = f"<p><b>{escape(hp.scenario)}</b> under {escape(hp.interaction_protocol)}, trained by {escape(hp.trainer)}</p>"
     groups = f"<h4>shared model groups</h4>{view(shared)}" if shared else ""

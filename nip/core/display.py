@@ -24,7 +24,10 @@ def html_table(
 ) -> str:
     "A left-aligned HTML table"
     cell = '<t{0} style="text-align: left">{1}</t{0}>'.format
-    line = lambda tag, cells: f"<tr>{''.join(cell(tag, c) for c in cells)}</tr>"
+
+    def line(tag, cells):
+        return f"<tr>{''.join(cell(tag, c) for c in cells)}</tr>"
+
     head = f"<caption>{escape(caption)}</caption>" if caption else ""
     body = "".join(line("d", row) for row in rows)
     return f"<table>{head}<thead>{line('h', header)}</thead><tbody>{body}</tbody></table>"
@@ -36,7 +39,8 @@ def marked(
     ],  # Candidates in the order in which they were named, and who named them
 ) -> dict[int, tuple[str, str | None]]:  # Colours are matplotlib's; None: nobody said who
     "Candidate → the turns in which it was named, and a colour"
-    found, marks = {}, [m if isinstance(m, tuple) else (m, None) for m in marks]
+    found = {}
+    marks = [m if isinstance(m, tuple) else (m, None) for m in marks]
     colours = speaker_colours(who for _, who in marks)
     for turn, (candidate, who) in enumerate(marks, 1):
         before = found[candidate][0] + ", " if candidate in found else ""
@@ -166,7 +170,8 @@ def prose(text: str) -> str:
     "A text as HTML, in which programs are highlighted"
     from pygments.util import ClassNotFound
 
-    parts, at = [], 0
+    parts = []
+    at = 0
     for fence in FENCE.finditer(text):
         try:
             program = code_html(fence[2].rstrip(), fence[1] or "python")

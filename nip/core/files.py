@@ -88,7 +88,10 @@ def flat(tree: Any, path: str = "") -> dict[str, Any]:
     "Leaves of nested dicts by dotted address"
     if not isinstance(tree, Mapping):
         return {path: tree}
-    below = lambda name: f"{path}.{name}" if path else str(name)
+
+    def below(name):
+        return f"{path}.{name}" if path else str(name)
+
     return {k: v for name, value in tree.items() for k, v in flat(value, below(name)).items()}
 
 
@@ -130,7 +133,8 @@ class RecordFile:
     "Lines of JSON in a file, or in memory alone"
 
     def __init__(self, path: str | Path | None):
-        self.path, self.records = None if path is None else Path(path), []
+        self.path = None if path is None else Path(path)
+        self.records = []
         if self.path is not None and self.path.exists():
             whole = self.path.read_bytes()
             sound = whole[: whole.rfind(b"\n") + 1]
@@ -157,14 +161,17 @@ class Lines:
     "The records of a file of lines of JSON, as far as they are written"
 
     def __init__(self, path: str | Path):
-        self.path, self.at, self.records = Path(path), 0, []
+        self.path = Path(path)
+        self.at = 0
+        self.records = []
 
     def read(self) -> list[dict[str, Any]]:
         "All records"
         if not self.path.exists():
             return []
         if self.path.stat().st_size < self.at:  # begun anew
-            self.at, self.records = 0, []
+            self.at = 0
+            self.records = []
         with self.path.open("rb") as f:
             f.seek(self.at)
             whole = f.read().rpartition(b"\n")[0]

@@ -18,7 +18,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from filelock import FileLock
 from ..core.seeds import derive_seed
-from .code import APPS_DIFFICULTIES, CodeValidationParameters, add_line, listed_solutions, read_lines, source_rows, write_lines
+from nip.data.code import (
+    APPS_DIFFICULTIES,
+    CodeValidationParameters,
+    add_line,
+    listed_solutions,
+    read_lines,
+    source_rows,
+    write_lines,
+)
 from .mutations import Problem, human_eval_problems
 from .sandbox import Limits, Outcome, check_sandbox, run_programs
 from ..language_models.chat import ChatModel, ChatRequest, Sampling
@@ -31,6 +39,8 @@ SCRIPT_TESTS = """
 def words(text):
     return [line.split() for line in text.splitlines() if line.strip()]
 """
+
+
 FUNCTION_TESTS = """
 def plain(value):
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
@@ -54,7 +64,10 @@ def apps_tests(
     if name := given.get("fn_name"):
         asserts = [f"assert same(target(*{asked!r}), {wanted!r})" for asked, wanted in pairs]
         return FUNCTION_TESTS.replace("NAME", repr(name)) + "\n".join(asserts), False
-    text = lambda lines: lines if isinstance(lines, str) else "\n".join(map(str, lines))
+
+    def text(lines):
+        return lines if isinstance(lines, str) else "\n".join(map(str, lines))
+
     asserts = [f"assert words(run({text(asked)!r})) == words({text(wanted)!r})" for asked, wanted in pairs]
     return SCRIPT_TESTS + "\n".join(asserts), True
 
@@ -69,7 +82,8 @@ def apps_problems(rows: Iterable[Mapping]) -> list[Problem]:
         except ValueError:
             continue
         if solutions:
-            name, difficulty = str(row.get("problem_id", number)), row.get("difficulty") or ""
+            name = str(row.get("problem_id", number))
+            difficulty = row.get("difficulty") or ""
             found.append(
                 Problem(name, row["question"], solutions[0]["solution"], tests, "", script, difficulty)
             )
@@ -186,8 +200,12 @@ class _Case:
     "A problem that is being worked on"
 
     def __init__(self, problem: Problem, asserts: int):
-        self.problem, self.asserts = problem, asserts
-        self.attempts, self.total, self.made, self.reasons = 0, 0, [], {}
+        self.problem = problem
+        self.asserts = asserts
+        self.attempts = 0
+        self.total = 0
+        self.made = []
+        self.reasons = {}
 
     def open(self, params: BugInjectionParameters) -> bool:
         return len(self.made) < params.max_modifications and self.attempts < params.max_attempts
@@ -213,7 +231,8 @@ def _row(problem: Problem, asserts: int | None, made: list[dict]) -> dict:
 def _attempt(cases: list[_Case], model: ChatModel, params: BugInjectionParameters, how: dict):
     "Ask once about every case, and run what comes back"
     for case in cases:
-        case.attempts, case.total = case.attempts + 1, case.total + 1
+        case.attempts = case.attempts + 1
+        case.total = case.total + 1
     replies = model.answer_all([bug_request(case.problem, params, case.total) for case in cases])
     read = [(case, *read_reply(reply.text, case.problem.solution)) for case, reply in zip(cases, replies)]
     for case, source, why in read:
@@ -232,7 +251,10 @@ def choose_problems(
     problems: Sequence[Problem], params: BugInjectionParameters
 ) -> list[tuple[Problem, bool]]:
     "Those that are asked for, and whether each is to have wrong programs"
-    chance = lambda problem: derive_seed(params.seed, "choice", problem.name)
+
+    def chance(problem):
+        return derive_seed(params.seed, "choice", problem.name)
+
     found = []
     for difficulty in dict.fromkeys(problem.difficulty for problem in problems):
         if difficulty in ("", *params.difficulties):
@@ -256,7 +278,8 @@ def inject_bugs(
 ) -> Path:  # The set's file
     "Make a set of right and wrong programs by asking a language model for mistakes and proving them by tests"
     check_sandbox(allow_unsandboxed)
-    params, folder = params or BugInjectionParameters(), Path(folder)
+    params = params or BugInjectionParameters()
+    folder = Path(folder)
     how = {
         "limits": limits or Limits(),
         "workers": workers,
@@ -264,7 +287,8 @@ def inject_bugs(
         "progress": lambda x, **_: x,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    file, hopeless = folder / f"{split}.jsonl", folder / "hopeless.jsonl"
+    file = folder / f"{split}.jsonl"
+    hopeless = folder / "hopeless.jsonl"
     with FileLock(folder / ".lock"):
         for path in (file, hopeless):
             write_lines(path, read_lines(path))  # without a line that was torn

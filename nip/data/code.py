@@ -110,7 +110,8 @@ code_sources = Registry("set of programs")
 @code_sources.register("human_eval")
 def human_eval_rows(params: CodeValidationParameters) -> dict[str, list[dict]]:
     "Real problems, solutions and tests; mistakes made by changing the solutions, and proved by the tests"
-    rows, record = [], human_eval_mistakes()
+    rows = []
+    record = human_eval_mistakes()
     for problem in human_eval_problems():
         kept = record.get(problem.name, {})
         if kept.get("sha256") != _digest(problem.solution):
@@ -129,13 +130,23 @@ def human_eval_rows(params: CodeValidationParameters) -> dict[str, list[dict]]:
 @code_sources.register("test")
 def test_rows(params: CodeValidationParameters) -> dict[str, list[dict]]:
     "Ten programs in each split, to try things out"
-    row = lambda n: {"question": f"Add {n} to a number.", "solutions": [{"solution": f"def add(x):\n    return x + {n}\n"}],
-                     "buggy_solutions": [{"solution": f"def add(x):\n    return x - {n}\n"}]}  # fmt: skip
+
+    def row(n):
+        return {
+            "question": f"Add {n} to a number.",
+            "solutions": [{"solution": f"def add(x):\n    return x + {n}\n"}],
+            "buggy_solutions": [{"solution": f"def add(x):\n    return x - {n}\n"}],
+        }
+
     return {"train": [row(n) for n in range(1, 6)], "test": [row(n) for n in range(6, 11)]}
 
 # %% ../../nbs/50_data/03_code.ipynb #c017
 HUB_SETS = ("lrhammond/buggy-apps", "codeparrot/apps")
+
+
 REVISIONS = {"codeparrot/apps": "refs/convert/parquet"}  # its main branch is a script, which is no longer run
+
+
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
@@ -146,7 +157,10 @@ def _from_disk(path: Path) -> dict[str, list[dict]]:
         found = datasets.load_from_disk(str(path))
         return found if isinstance(found, dict) else {"train": found}
     found = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in READERS)
-    split = lambda file: next((s for s in ("test", "train") if re.match(rf"{s}\b", file.name)), None)
+
+    def split(file):
+        return next((s for s in ("test", "train") if re.match(rf"{s}\b", file.name)), None)
+
     named = {s: [f for f in found if split(f) == s] for s in ("train", "test")}
     named = {s: some for s, some in named.items() if some} if named["train"] else {"train": found}
     if not found:
@@ -211,7 +225,8 @@ def _is_flagged(row: Mapping) -> bool:
 # %% ../../nbs/50_data/03_code.ipynb #c024
 def instances(rows: Iterable[Mapping], params: CodeValidationParameters) -> list[dict[str, Any]]:
     "Dicts of `question`, `solution`, `y`, `problem` and `kind` of mistake"
-    found, skip = [], params.apps_solution_number
+    found = []
+    skip = params.apps_solution_number
     for row in rows:
         if row.get("difficulty") not in (None, "", params.apps_difficulty) or (
             params.apps_exclude_flagged and _is_flagged(row)
@@ -266,7 +281,9 @@ def load_code_data(
     split: str,  # One of `SPLITS`; "validation" where `test_dataset_split` says so
 ) -> Dataset:  # Besides `y [N 1]` and `id [N]` there is text: `question`, `solution`, `problem` and `kind` of mistake, each `[N]`
     "Programs to be judged"
-    params, options, name = hyper_params.code_validation, hyper_params.dataset_options, hyper_params.dataset
+    params = hyper_params.code_validation
+    options = hyper_params.dataset_options
+    name = hyper_params.dataset
     validated = hyper_params.test_dataset_split == "validation"
     if split not in SPLITS or (split == "validation" and not validated):
         raise ParameterError("split", split, "is no split of these data", SPLITS[:: 1 if validated else 2])
@@ -298,5 +315,6 @@ def _tensors(points: list[dict]) -> TensorDict:
     text = {
         key: NonTensorStack(*(p[key] for p in points)) for key in ("question", "solution", "problem", "kind")
     }
-    y, n = torch.tensor([[p["y"]] for p in points]), len(points)
+    y = torch.tensor([[p["y"]] for p in points])
+    n = len(points)
     return TensorDict({"y": y, "id": torch.arange(n), **text}, [n])

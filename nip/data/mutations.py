@@ -35,7 +35,8 @@ class Problem(NamedTuple):
 # %% ../../nbs/50_data/02_mutations.ipynb #c007
 def _without_docstring(source: str, entry: str) -> str:
     function = [n for n in ast.parse(source).body if getattr(n, "name", "") == entry][-1]
-    said, lines = function.body[0], source.splitlines(keepends=True)
+    said = function.body[0]
+    lines = source.splitlines(keepends=True)
     if ast.get_docstring(function) is None or said.lineno == function.body[1].lineno:
         return source
     return "".join(lines[: said.lineno - 1] + lines[said.end_lineno :])
@@ -73,7 +74,8 @@ class _Text:
     "A source, addressed by its syntax tree"
 
     def __init__(self, source: str):
-        self.bytes, self.tree = source.encode(), ast.parse(source)
+        self.bytes = source.encode()
+        self.tree = ast.parse(source)
         self.functions = {n.name for n in ast.walk(self.tree) if isinstance(n, ast.FunctionDef)}
         self.lines = [0]
         for line in self.bytes.splitlines(keepends=True):
@@ -230,11 +232,13 @@ def _simple(node: ast.AST) -> bool:
 @mutators.register("forgotten call")
 def _forgotten_call(node, text):
     if isinstance(node, ast.Call) and not node.keywords:
-        name, of = getattr(node.func, "attr", getattr(node.func, "id", "")), getattr(node.func, "value", None)
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        of = getattr(node.func, "value", None)
         if name in FORGOTTEN and of is not None and not node.args:
             yield *text.span(node), text(of)
         elif of is None and len(node.args) == 1 and (name in FORGOTTEN or name in text.functions):
-            bare, place = text(node.args[0]), text.span(node)
+            bare = text(node.args[0])
+            place = text.span(node)
             clear = text.tree_with(*place, bare) == text.tree_with(*place, f"({bare})")
             yield *place, bare if clear else f"({bare})"
 
@@ -270,16 +274,18 @@ def edits(
     entry: str = "",  # Leave alone what comes before this function
 ) -> list[Edit]:
     "Small mistakes, each of which gives a program that compiles and is another one"
-    text, found = _Text(source), set()
-    whole, starts = (
-        ast.dump(text.tree),
-        [n.lineno for n in text.tree.body if entry and getattr(n, "name", "") == entry],
-    )
+    text = _Text(source)
+    found = set()
+    whole = ast.dump(text.tree)
+    starts = [n.lineno for n in text.tree.body if entry and getattr(n, "name", "") == entry]
     first = text.lines[starts[-1]] if starts else 0
     for kind, mutate in mutators.items():
         for node in ast.walk(text.tree):
             found |= {Edit(kind, *edit) for edit in mutate(node, text)}
-    sound = lambda edit: text.tree_with(*edit[1:]) not in (None, whole) and _compiles(edit.apply(source))
+
+    def sound(edit):
+        return text.tree_with(*edit[1:]) not in (None, whole) and _compiles(edit.apply(source))
+
     return [edit for edit in sorted(found) if edit.start >= first and sound(edit)]
 
 
@@ -312,7 +318,10 @@ def prove(
     right, *found = run_programs([problem.program(source) for source in sources], **how)
     asserts = right.passed if right.status == "passed" else 0
     wrong = [(o, e) for o, e in zip(found, proposed) if asserts and is_wrong(o, asserts)]
-    chance = lambda edit: derive_seed(0, "mistake", problem.name, *edit)
+
+    def chance(edit):
+        return derive_seed(0, "mistake", problem.name, *edit)
+
     wrong.sort(key=lambda pair: ("error" in pair[0].kinds, pair[0].failed, chance(pair[1])))
     kept = [edit._asdict() | {"failed": outcome.failed} for outcome, edit in wrong[:keep]]
     return {"problem": problem.name, "sha256": _digest(problem.solution), "asserts": asserts, "wrong": kept}

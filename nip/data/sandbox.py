@@ -152,14 +152,23 @@ HARNESS = HARNESS_START + HARNESS_ASSERTS + HARNESS_END
 
 # %% ../../nbs/50_data/01_sandbox.ipynb #c018
 SYSTEM_CALLS = {"x86_64": (0xC000003E, 56, (57, 58)), "aarch64": (0xC00000B7, 220, ())}  # clone; fork, vfork
-CLONE3, CLONE_THREAD = 435, 0x10000
+
+
+CLONE3 = 435
+CLONE_THREAD = 0x10000
+
+
 VERDICTS = {"allow": 0x7FFF0000, "forbidden": 0x00050001, "unknown": 0x00050026, "kill": 0x80000000}
 
 
 def system_call_filter(machine: str) -> bytes:
     "A filter (classic BPF, as seccomp takes it) that lets no process start another"
     architecture, clone, forks = SYSTEM_CALLS[machine]
-    load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
+    load = 0x20
+    equal = 0x15
+    at_least = 0x35
+    any_bit = 0x45
+    give = 0x06
     steps = [(load, 4), (equal, architecture, None, "kill"), (load, 0), (at_least, 1 << 30, "kill", None)]
     steps += [
         (equal, CLONE3, "unknown", None)
@@ -167,7 +176,10 @@ def system_call_filter(machine: str) -> bytes:
     steps += [(equal, fork, "forbidden", None) for fork in forks]
     steps += [(equal, clone, None, "allow"), (load, 16), (any_bit, CLONE_THREAD, "allow", "forbidden")]
     place = {name: len(steps) + i for i, name in enumerate(VERDICTS)}
-    jump = lambda i, name: place[name] - i - 1 if name else 0
+
+    def jump(i, name):
+        return place[name] - i - 1 if name else 0
+
     filled = [
         (code, k, *(jump(i, to) for to in jumps or (None, None))) for i, (code, k, *jumps) in enumerate(steps)
     ]
@@ -273,11 +285,13 @@ class Outcome:
 # %% ../../nbs/50_data/01_sandbox.ipynb #c028
 def _outcome(lines: list[dict], killed: bool, returncode: int, seconds: float) -> Outcome:
     kinds = Counter(line["kind"] for line in lines)
-    ended, passed = bool(kinds.pop("end", 0)), kinds.pop("ok", 0)
+    ended = bool(kinds.pop("end", 0))
+    passed = kinds.pop("ok", 0)
     first = next((line for line in lines if line["kind"] not in ("ok", "end")), None)
     detail = ": ".join(filter(None, (first["text"], first["why"]))) if first else ""
     if killed:
-        status, detail = "timed_out", detail or f"killed after {seconds:.0f} seconds"
+        status = "timed_out"
+        detail = detail or f"killed after {seconds:.0f} seconds"
     elif not ended:
         status = "out_of_memory" if "memory" in kinds else "crashed"
         detail = detail or f"ended with code {returncode} before its tests did"
@@ -292,7 +306,8 @@ MAX_REPORT = 1 << 22
 
 
 def _job(program: Program, limits: Limits, walls: bool) -> dict:
-    memory, whole = limits.memory_mb << 20, int(limits.seconds) + 1
+    memory = limits.memory_mb << 20
+    whole = int(limits.seconds) + 1
     kept = {
         "RLIMIT_AS": memory,
         "RLIMIT_CPU": whole,
@@ -324,7 +339,9 @@ def _lines(report: bytes, nonce: str) -> list[dict]:
 
 # %% ../../nbs/50_data/01_sandbox.ipynb #c032
 def _run(program: Program, limits: Limits, walls: bool) -> Outcome:
-    job, killed, began = _job(program, limits, walls), [], time.monotonic()
+    job = _job(program, limits, walls)
+    killed = []
+    began = time.monotonic()
     with TemporaryFile() as told, TemporaryFile() as report, TemporaryDirectory() as scratch:
         told.write(json.dumps(job).encode())
         told.seek(0)
@@ -355,7 +372,8 @@ def run_programs(
     progress=tqdm,  # Makes the progress bar
 ) -> list[Outcome]:  # In the order of `programs`
     "Run programs in processes of their own, several at a time"
-    walls, limits = check_sandbox(allow_unsandboxed), limits or Limits()
+    walls = check_sandbox(allow_unsandboxed)
+    limits = limits or Limits()
     pool = ThreadPoolExecutor(workers or os.cpu_count())
     try:
         found = pool.map(lambda program: _run(program, limits, walls), programs)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import torch
-from fastcore.basics import patch
 from ..core.seeds import generator
 from ..data.dataset import DataCycler, Dataset
 from ..protocols.handler import NO_DECISION, ProtocolHandler
@@ -38,7 +37,10 @@ class Environment(EnvBase):
     def __init__(self, protocol: ProtocolHandler, dataset: Dataset, spaces: list[MessageSpace | TextSpace], num_envs: int, seed: int = 0,
                  message_size: int = 1, device="cpu"):  # fmt: skip
         super().__init__(device=torch.device(device), batch_size=[num_envs])
-        self.protocol, self.dataset, self.spaces, self.message_size = protocol, dataset, spaces, message_size
+        self.protocol = protocol
+        self.dataset = dataset
+        self.spaces = spaces
+        self.message_size = message_size
         self.instance_keys = [k for k in dataset.keys() if k not in ("y", "id", "stance")]
         self.verifier = protocol.agent_names.index("verifier")
         self._make_specs()
@@ -71,95 +73,95 @@ class Environment(EnvBase):
         self.cycler.load_state_dict(progress["data"])
         self.episode_seeds.set_state(progress["episode_seeds"])
 
-# %% ../../nbs/70_episodes/00_environment.ipynb #c007
-@patch
-def _make_specs(self: Environment) -> None:
-    p, batch, n = self.protocol, self.batch_size, self.protocol.num_agents
-    count = lambda high: Bounded(low=0, high=high, shape=batch, dtype=torch.int64)
-    td = self.dataset.td
-    said = {k: _spec_of(v, batch) for s in self.spaces for k, v in self.blank(s, 1).items()}
-    agents = Composite(active=Binary(shape=[*batch, n, p.num_message_channels], dtype=torch.bool),
-                       done=Binary(shape=[*batch, n], dtype=torch.bool), shape=batch)  # fmt: skip
-    self.observation_spec = Composite(
-        **said, round=count(p.max_message_rounds), seed=count(MAX_EPISODE_SEED - 1),
-        decision_restriction=count(1), verdict=count(NO_DECISION), stance=count(1), agents=agents,
-        y=Bounded(low=0, high=1, shape=[*batch, 1], dtype=torch.int64), id=Unbounded(shape=batch, dtype=torch.int64),
-        **{k: _spec_of(td.get(k), batch) for k in self.instance_keys}, shape=batch)  # fmt: skip
-    positions = (*batch, n, p.num_message_channels, self.message_size)
-    silence = NonTensor(shape=batch, example_data=())
-    named = lambda s: silence if isinstance(s, TextSpace) else Categorical(s.size, shape=positions)
-    actions = {s.name: named(s) for s in self.spaces}
-    actions["decision"] = Categorical(3, shape=[*batch, n])
-    self.action_spec = Composite(agents=Composite(**actions, shape=batch), shape=batch)
-    self.reward_spec = Composite(
-        agents=Composite(reward=Unbounded(shape=[*batch, n]), shape=batch), shape=batch
-    )
-    done = lambda: Categorical(2, shape=[*batch, 1], dtype=torch.bool)
-    self.done_spec = Composite(done=done(), terminated=done(), shape=batch)
+    def _make_specs(self) -> None:
+        p = self.protocol
+        batch = self.batch_size
+        n = self.protocol.num_agents
+
+        def count(high):
+            return Bounded(low=0, high=high, shape=batch, dtype=torch.int64)
+
+        td = self.dataset.td
+        said = {k: _spec_of(v, batch) for s in self.spaces for k, v in self.blank(s, 1).items()}
+        agents = Composite(active=Binary(shape=[*batch, n, p.num_message_channels], dtype=torch.bool),
+                           done=Binary(shape=[*batch, n], dtype=torch.bool), shape=batch)  # fmt: skip
+        self.observation_spec = Composite(
+            **said, round=count(p.max_message_rounds), seed=count(MAX_EPISODE_SEED - 1),
+            decision_restriction=count(1), verdict=count(NO_DECISION), stance=count(1), agents=agents,
+            y=Bounded(low=0, high=1, shape=[*batch, 1], dtype=torch.int64), id=Unbounded(shape=batch, dtype=torch.int64),
+            **{k: _spec_of(td.get(k), batch) for k in self.instance_keys}, shape=batch)  # fmt: skip
+        positions = (*batch, n, p.num_message_channels, self.message_size)
+        silence = NonTensor(shape=batch, example_data=())
+
+        def named(s):
+            return silence if isinstance(s, TextSpace) else Categorical(s.size, shape=positions)
+
+        actions = {s.name: named(s) for s in self.spaces}
+        actions["decision"] = Categorical(3, shape=[*batch, n])
+        self.action_spec = Composite(agents=Composite(**actions, shape=batch), shape=batch)
+        self.reward_spec = Composite(
+            agents=Composite(reward=Unbounded(shape=[*batch, n]), shape=batch), shape=batch
+        )
+
+        def done():
+            return Categorical(2, shape=[*batch, 1], dtype=torch.bool)
+
+        self.done_spec = Composite(done=done(), terminated=done(), shape=batch)
+
+    def stance_of(self, td: TensorDictBase) -> Tensor:
+        "Whether provers argue for their usual verdicts: `[B]`"
+        if not self.protocol.common.randomize_prover_stance:
+            return torch.ones_like(td["id"])
+        return td["prover_stance"] if "prover_stance" in td.keys() else stances(td["id"])
+
+    def start(self, indices: Tensor, seeds: Tensor) -> TensorDict:
+        "Fresh games on the instances `indices [B]`, with episode seeds `seeds [B]`"
+        batch = [len(indices)]
+        device = self.device
+        td = self.dataset[indices.to(self.dataset.td.device or "cpu")].to(device)
+        zeros = torch.zeros(batch, dtype=torch.int64, device=device)
+        td = TensorDict({k: td.get(k) for k in (*self.instance_keys, "y", "id")}, batch, device=device)
+        for space in self.spaces:
+            td.update(self.blank(space, *batch))
+        td["agents", "done"] = torch.zeros(*batch, self.protocol.num_agents, dtype=torch.bool, device=device)
+        td.update({"round": zeros, "seed": seeds.to(device), "verdict": zeros + NO_DECISION, "stance": self.stance_of(td),
+                   "done": zeros.bool().unsqueeze(-1), "terminated": zeros.bool().unsqueeze(-1)})  # fmt: skip
+        return self._announce(td)
+
+    def _announce(self, td: TensorDictBase) -> TensorDictBase:
+        "Write who speaks and who may decide in the round that begins"
+        table = self.protocol.get_active_agents_mask_from_rounds_and_seed(td["round"], td["seed"])
+        td["agents", "active"] = table & ~td["agents", "done"].unsqueeze(-1)
+        td["decision_restriction"] = (~self.protocol.decision_counts(td["round"], td["seed"])).long()
+        return td
+
+    def deal(self, tensordict: TensorDictBase | None) -> TensorDictBase:
+        "Fresh games where `tensordict` asks for them (`_reset`), or everywhere"
+        asked = None if tensordict is None else tensordict.get("_reset", None)
+        rows = torch.ones(self.batch_size, dtype=torch.bool) if asked is None else asked.squeeze(-1).cpu()
+        indices, seeds = torch.zeros(
+            2, *self.batch_size, dtype=torch.int64
+        )  # TorchRL keeps the other rows as they were
+        indices[rows] = self.cycler.next(int(rows.sum()))
+        seeds[rows] = torch.randint(MAX_EPISODE_SEED, (int(rows.sum()),), generator=self.episode_seeds)
+        return self.start(indices, seeds)
+
+    def play(self, td: TensorDictBase) -> TensorDict:
+        "One round of all games: the state after it, with rewards"
+        shared_done, done, terminated, reward = self.protocol.step_interaction_protocol(td)
+        guess = self.protocol.verifier_guess(td["agents", "decision"][:, self.verifier], td["y"].squeeze(-1))
+        done = done | td["agents", "done"]
+        decides = done[:, self.verifier] & ~td["agents", "done"][:, self.verifier]
+        over = (shared_done | terminated).unsqueeze(-1)
+        after = td.select(*self.instance_keys, "y", "id", "seed", "stance")
+        after.update({"round": td["round"] + 1, "verdict": torch.where(decides, guess, td["verdict"]),
+                      "done": over, "terminated": over.clone()})  # fmt: skip
+        for space in self.spaces:
+            after.update(space.written_down(td))
+        after["agents", "done"], after["agents", "reward"] = done, reward
+        return self._announce(after)
 
 # %% ../../nbs/70_episodes/00_environment.ipynb #c009
 def stances(ids: Tensor) -> Tensor:
     "A 0 or 1 for each id, the same every time"
     return ((ids + 1) * 0x2545F4914F6CDD1D >> 33) & 1
-
-
-@patch
-def stance_of(self: Environment, td: TensorDictBase) -> Tensor:
-    "Whether provers argue for their usual verdicts: `[B]`"
-    if not self.protocol.common.randomize_prover_stance:
-        return torch.ones_like(td["id"])
-    return td["prover_stance"] if "prover_stance" in td.keys() else stances(td["id"])
-
-# %% ../../nbs/70_episodes/00_environment.ipynb #c011
-@patch
-def start(self: Environment, indices: Tensor, seeds: Tensor) -> TensorDict:
-    "Fresh games on the instances `indices [B]`, with episode seeds `seeds [B]`"
-    batch, device = [len(indices)], self.device
-    td = self.dataset[indices.to(self.dataset.td.device or "cpu")].to(device)
-    zeros = torch.zeros(batch, dtype=torch.int64, device=device)
-    td = TensorDict({k: td.get(k) for k in (*self.instance_keys, "y", "id")}, batch, device=device)
-    for space in self.spaces:
-        td.update(self.blank(space, *batch))
-    td["agents", "done"] = torch.zeros(*batch, self.protocol.num_agents, dtype=torch.bool, device=device)
-    td.update({"round": zeros, "seed": seeds.to(device), "verdict": zeros + NO_DECISION, "stance": self.stance_of(td),
-               "done": zeros.bool().unsqueeze(-1), "terminated": zeros.bool().unsqueeze(-1)})  # fmt: skip
-    return self._announce(td)
-
-
-@patch
-def _announce(self: Environment, td: TensorDictBase) -> TensorDictBase:
-    "Write who speaks and who may decide in the round that begins"
-    table = self.protocol.get_active_agents_mask_from_rounds_and_seed(td["round"], td["seed"])
-    td["agents", "active"] = table & ~td["agents", "done"].unsqueeze(-1)
-    td["decision_restriction"] = (~self.protocol.decision_counts(td["round"], td["seed"])).long()
-    return td
-
-
-@patch
-def deal(self: Environment, tensordict: TensorDictBase | None) -> TensorDictBase:
-    "Fresh games where `tensordict` asks for them (`_reset`), or everywhere"
-    asked = None if tensordict is None else tensordict.get("_reset", None)
-    rows = torch.ones(self.batch_size, dtype=torch.bool) if asked is None else asked.squeeze(-1).cpu()
-    indices, seeds = torch.zeros(
-        2, *self.batch_size, dtype=torch.int64
-    )  # TorchRL keeps the other rows as they were
-    indices[rows] = self.cycler.next(int(rows.sum()))
-    seeds[rows] = torch.randint(MAX_EPISODE_SEED, (int(rows.sum()),), generator=self.episode_seeds)
-    return self.start(indices, seeds)
-
-# %% ../../nbs/70_episodes/00_environment.ipynb #c013
-@patch
-def play(self: Environment, td: TensorDictBase) -> TensorDict:
-    "One round of all games: the state after it, with rewards"
-    shared_done, done, terminated, reward = self.protocol.step_interaction_protocol(td)
-    guess = self.protocol.verifier_guess(td["agents", "decision"][:, self.verifier], td["y"].squeeze(-1))
-    done = done | td["agents", "done"]
-    decides = done[:, self.verifier] & ~td["agents", "done"][:, self.verifier]
-    over = (shared_done | terminated).unsqueeze(-1)
-    after = td.select(*self.instance_keys, "y", "id", "seed", "stance")
-    after.update({"round": td["round"] + 1, "verdict": torch.where(decides, guess, td["verdict"]),
-                  "done": over, "terminated": over.clone()})  # fmt: skip
-    for space in self.spaces:
-        after.update(space.written_down(td))
-    after["agents", "done"], after["agents", "reward"] = done, reward
-    return self._announce(after)

@@ -24,8 +24,13 @@ VERDICTS = ("reject", "accept")
 
 def said(frame: TensorDictBase, protocol: ProtocolHandler, spaces: Iterable[MessageSpace]) -> list[dict]:
     "Who said what in a round of one game; one entry per agent, channel and space"
-    place = lambda space, choice: torch.unravel_index(choice, space.shape)
-    point = lambda space, choices: [[int(i) for i in place(space, c)] for c in choices]
+
+    def place(space, choice):
+        return torch.unravel_index(choice, space.shape)
+
+    def point(space, choices):
+        return [[int(i) for i in place(space, c)] for c in choices]
+
     spoken = frame["agents", "active"].nonzero().tolist()  # pairs of agent and channel
     return [
         {"agent": protocol.agent_names[a], "channel": protocol.message_channel_names[c],

@@ -40,9 +40,13 @@ def verdict_statistics(verdict: Tensor, y: Tensor, ids: Tensor) -> dict[str, flo
     "Statistics of the verdicts `[N]` on labels `y [N]` of instances `ids [N]`"
     right = (verdict == y).float()
     by_instance = per_instance(right, ids) if len(right) else right
-    accepted, positive = verdict == ACCEPT, y == 1
+    accepted = verdict == ACCEPT
+    positive = y == 1
     both = (accepted & positive).sum().item()
-    share = lambda n, of: n / of if of else math.nan
+
+    def share(n, of):
+        return n / of if of else math.nan
+
     return {
         "mean_accuracy": mean(right), "std_accuracy": std(right),
         "mean_datapoint_accuracy": mean(by_instance), "std_datapoint_accuracy": std(by_instance),
@@ -56,13 +60,12 @@ def verdict_statistics(verdict: Tensor, y: Tensor, ids: Tensor) -> dict[str, flo
 def confidence_interval(values: Tensor, ids: Tensor, z: float = 1.96) -> tuple[float, float]:
     "95 % interval of the mean of `values [N]` in [0, 1], by Wilson's score with the variance between instances"
     means = per_instance(values, ids)
-    n, p = len(means), means.mean().item()
+    n = len(means)
+    p = means.mean().item()
     variance = means.var(unbiased=False).item()
     n_effective = n * max(p * (1 - p), 1e-12) / variance if variance > 0 else n
-    centre, half = (
-        p + z * z / (2 * n_effective),
-        z * math.sqrt(p * (1 - p) / n_effective + z * z / (4 * n_effective**2)),
-    )
+    centre = p + z * z / (2 * n_effective)
+    half = z * math.sqrt(p * (1 - p) / n_effective + z * z / (4 * n_effective**2))
     return tuple(min(1.0, max(0.0, (centre + sign * half) / (1 + z * z / n_effective))) for sign in (-1, 1))
 
 # %% ../../nbs/70_episodes/02_statistics.ipynb #c014
@@ -75,7 +78,8 @@ def spread(logits: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
 # %% ../../nbs/70_episodes/02_statistics.ipynb #c017
 def episode_totals(reward: Tensor, done: Tensor) -> tuple[Tensor, Tensor]:
     "Rewards `[game agent]` added up over each game that ended in `reward [B time agent]`, in the order of `done.nonzero()`"
-    total, out = torch.zeros_like(reward[:, 0]), torch.zeros_like(reward)
+    total = torch.zeros_like(reward[:, 0])
+    out = torch.zeros_like(reward)
     for t in range(reward.shape[1]):
         total = total + reward[:, t]
         out[:, t] = total

@@ -47,13 +47,17 @@ def deals(seed: int, purpose: str, iteration: int, num_games: int, num_instances
     seeds = torch.randint(
         MAX_EPISODE_SEED, (num_games,), generator=generator(seed, purpose, "episodes", iteration)
     ).tolist()
-    draw = lambda i: derive_seed(seed, purpose, "replies", iteration, i) >> 1
+
+    def draw(i):
+        return derive_seed(seed, purpose, "replies", iteration, i) >> 1
+
     return [Deal(i, index, s, draw(i)) for i, (index, s) in enumerate(zip(indices, seeds))]
 
 # %% ../../nbs/70_episodes/03_text_episodes.ipynb #c008
 def turn_record(agent: str, round: int, reply: Reply, reward: float) -> dict[str, Any]:
     "A turn, as it is kept"
-    said, scale = reply.said, reply.asked.format.scale
+    said = reply.said
+    scale = reply.asked.format.scale
     decided = said.decision != NO_DECISION or not math.isnan(said.grade)
     return {
         "round": round, "agent": agent, "said": dict(said.texts), "decision": (*VERDICTS, "neither")[said.decision] if decided else None,
@@ -106,7 +110,10 @@ def play_games(
     ),  # Asked before each round; games that are not over then are forgotten
 ) -> Iterator[dict[str, Any]]:
     "Records of the games, in the order in which they end"
-    names, waiting, tables, td = env.protocol.agent_names, iter(games), [], None
+    names = env.protocol.agent_names
+    waiting = iter(games)
+    tables = []
+    td = None
     while not stop():
         fresh = list(islice(waiting, at_once - len(tables)))
         if fresh:
@@ -132,7 +139,10 @@ def play_games(
 def outcomes(records: list[dict[str, Any]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     "Verdict, label, id and number of rounds of each game: int `[game]`"
     number = {word: i for i, word in enumerate(VERDICTS)} | {None: NO_DECISION}
-    column = lambda name, value=int: torch.tensor([value(r[name]) for r in records])
+
+    def column(name, value=int):
+        return torch.tensor([value(r[name]) for r in records])
+
     return column("verdict", number.get), column("label", number.get), column("id"), column("num_rounds")
 
 
@@ -153,6 +163,9 @@ def agent_statistics(records: list[dict[str, Any]], agent: str) -> dict[str, flo
     "Statistics of one agent"
     rewards = torch.tensor([r["rewards"][agent] for r in records])
     turns = [t for r in records for t in r["turns"] if t["agent"] == agent]
-    share = lambda name: sum(map(bool, (t[name] for t in turns))) / max(1, len(turns))
+
+    def share(name):
+        return sum(map(bool, (t[name] for t in turns))) / max(1, len(turns))
+
     return {"mean_episode_reward": mean(rewards), "std_episode_reward": std(rewards), "retry_proportion": share("num_retries"),
             "invalid_proportion": 1 - share("is_valid") if turns else 0.0, "token_limit_proportion": share("is_cut")}  # fmt: skip

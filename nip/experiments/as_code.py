@@ -69,9 +69,17 @@ def literal(value, indent: int = 0) -> str:
             if isinstance(value, str) and value.isprintable()
             else repr(value)
         )
-    is_dict, inner = isinstance(value, Mapping), indent + 4
+    is_dict = isinstance(value, Mapping)
+    inner = indent + 4
     left, right = "{}" if is_dict else "[]" if isinstance(value, list) else "()"
-    item = lambda depth: [f"{literal(k)}: {literal(v, depth)}" for k, v in value.items()] if is_dict else [literal(v, depth) for v in value]  # fmt: skip
+
+    def item(depth):
+        return (
+            [f"{literal(k)}: {literal(v, depth)}" for k, v in value.items()]
+            if is_dict
+            else [literal(v, depth) for v in value]
+        )
+
     line = ", ".join(item(inner)) + ("," if isinstance(value, tuple) and len(value) == 1 else "")
     if len(line) + indent + 20 <= WIDTH and "\n" not in line:
         return f"{left}{line}{right}"
@@ -121,7 +129,10 @@ def from_python(
         nodes = list(ast.walk(ast.parse(text.strip())))
     except SyntaxError as error:
         raise ValueError(f"this is not Python: {error.msg}, line {error.lineno}") from None
-    named = lambda f: getattr(f, "id", getattr(f, "attr", None)) == "HyperParameters"
+
+    def named(f):
+        return getattr(f, "id", getattr(f, "attr", None)) == "HyperParameters"
+
     calls = [node for node in nodes if isinstance(node, ast.Call) and named(node.func)]
     if len(calls) != 1:
         raise ValueError(f"there must be one call HyperParameters(…) in the text, not {len(calls)}")
@@ -147,7 +158,10 @@ def addresses(said: Mapping[str, Any]) -> dict[str, Any]:
 def changes_from(base: HyperParameters, hyper_params: HyperParameters) -> dict[str, Any]:
     "Dotted address → value, of what has to be changed in `base`"
     where = {path: hyper_params.get(path) for path in hyper_params.diff(base)}
-    agent = lambda path: path.startswith("agents.") and path.count(".") == 1
+
+    def agent(path):
+        return path.startswith("agents.") and path.count(".") == 1
+
     return {path: agent_spoken(v, hyper_params.agents._base) if agent(path) else said_fully(v) for path, v in where.items()}  # fmt: skip
 
 

@@ -39,7 +39,8 @@ class Stopwatch:
     "Seconds spent in each stage"
 
     def __init__(self, device: str):
-        self.cuda, self.seconds = device.startswith("cuda"), {}
+        self.cuda = device.startswith("cuda")
+        self.seconds = {}
 
     def now(self) -> float:
         if self.cuda:
@@ -65,7 +66,8 @@ def import_seconds() -> float:
 # %% ../../nbs/93_experiments/02_bench.ipynb #c008
 def measure(name: str = "S", iterations: int = 3, device: str = "cpu", threads: int = 1) -> dict[str, float]:
     "Figures of `iterations` iterations, after one that is not counted"
-    hp, before = workload(name), torch.get_num_threads()
+    hp = workload(name)
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
     trainer = trainers[hp.trainer](build_scenario_instance(hp, ExperimentSettings(device=device)))
     trainer.prepare()
@@ -81,7 +83,8 @@ def measure(name: str = "S", iterations: int = 3, device: str = "cpu", threads: 
         )
     torch.set_num_threads(before)
     per = {stage: seconds / iterations for stage, seconds in watch.seconds.items()}
-    frames, total = hp.rl.frames_per_batch, sum(per.values())
+    frames = hp.rl.frames_per_batch
+    total = sum(per.values())
     minibatches = hp.rl.num_epochs * -(-frames // hp.rl.minibatch_size)
     return {"frames_per_second": frames / total, "rollout_frames_per_second": frames / per["rollout"],
             "optimise_frames_per_second": frames * hp.rl.num_epochs / per["optimise"], "milliseconds_per_minibatch": 1000 * per["optimise"] / minibatches,
@@ -105,8 +108,12 @@ def text_rollouts_per_second(games: int = 200, protocol: str = "nip") -> float:
         agents={"_default": {"use_dummy_api": True}},
     )
     instance = build_scenario_instance(hp, ExperimentSettings())
-    env, watch = instance.train_environment, Stopwatch("cpu")
-    play = lambda n: list(play_games(instance, env, deals(0, "bench", n, games, len(env.dataset))))
+    env = instance.train_environment
+    watch = Stopwatch("cpu")
+
+    def play(n):
+        return list(play_games(instance, env, deals(0, "bench", n, games, len(env.dataset))))
+
     play(0)
     watch.time("text", play, 1)
     return games / watch.seconds["text"]

@@ -54,7 +54,8 @@ def prompts_of(
 ) -> dict[int, list[dict[str, str]]]:
     "Round → what the model is sent, for every round in which its agent speaks"
     p = speaker.protocol
-    a, found = p.agent_names.index(speaker.agent), {}
+    a = p.agent_names.index(speaker.agent)
+    found = {}
     sees = {c for agent, c in p.agent_channel_visibility if agent == speaker.agent}
     for r in range(p.max_message_rounds):
         if p.active[seed % p.num_variants, r, a].any():
@@ -71,7 +72,8 @@ def texts_of(scenario: TextScenario, dataset: Dataset, number: int) -> dict[str,
 # %% ../../nbs/93_experiments/03_cost.ipynb #c010
 def games_of(hyper_params: HyperParameters, num_train: int, num_test: int) -> tuple[int, int]:
     "How many games will be played in training and in tests"
-    hp, rl = hyper_params, hyper_params.rl
+    hp = hyper_params
+    rl = hyper_params.rl
     per_iteration = rl.rollouts_per_iteration or num_train
     per_test = num_test * rl.num_test_iterations if hp.text_rl.test_on_whole_dataset else per_iteration
     tests = {"none": 0, "last": 1, "first_and_last": 2, "all": rl.num_iterations + 1}[hp.text_rl.test_scheme]
@@ -121,7 +123,9 @@ class Price:
         return sum(a.calls for a in self.agents)
 
     def _repr_html_(self) -> str:
-        money = lambda d: "unknown" if math.isnan(d) else f"{d:,.2f}"
+        def money(d):
+            return "unknown" if math.isnan(d) else f"{d:,.2f}"
+
         rows = [
             [
                 escape(a.agent),
@@ -136,7 +140,9 @@ class Price:
         total = ["<b>all</b>", "", f"{self.calls:,}", "", "", f"<b>{money(self.dollars)}</b>"]
         games = f"at most, for {self.training_games:,} games of training and {self.test_games:,} of tests"
         unknown = (
-            "" if not math.isnan(self.dollars) else " Prices are set in <code>nip.language_models.prices.PRICES</code>."
+            ""
+            if not math.isnan(self.dollars)
+            else " Prices are set in <code>nip.language_models.prices.PRICES</code>."
         )
         note = f"Replies are taken to be as long as they may be; fine-tuning itself is not counted.{unknown}"
         table = html_table(
@@ -150,10 +156,18 @@ class Price:
 # %% ../../nbs/93_experiments/03_cost.ipynb #c015
 def sizes(scenario: TextScenario, speaker: Speaker, instances: list[Mapping[str, str]]) -> dict[int, float]:
     "Round → tokens of the prompt, on average over instances, when all have said as much as they may"
-    words = lambda agent: getattr(scenario.hyper_params.agents[agent], "max_response_words", 0)
-    say = lambda protocol, turn: "word " * words(turn.agent)
+
+    def words(agent):
+        return getattr(scenario.hyper_params.agents[agent], "max_response_words", 0)
+
+    def say(protocol, turn):
+        return "word " * words(turn.agent)
+
     told = [prompts_of(speaker, i, text=say) for i in instances]
-    count = lambda messages: sum(len(m["content"]) for m in messages) / CHARACTERS_PER_TOKEN
+
+    def count(messages):
+        return sum(len(m["content"]) for m in messages) / CHARACTERS_PER_TOKEN
+
     return {r: sum(count(t[r]) for t in told) / len(told) for r in told[0]}
 
 
@@ -165,10 +179,12 @@ def rates(params, is_tuned: bool) -> tuple[float, float] | None:
 # %% ../../nbs/93_experiments/03_cost.ipynb #c017
 def price_of_agent(scenario, protocol, agent: str, instances, games: tuple[int, int]) -> AgentPrice:
     "What `agent` will cost"
-    hp, params = scenario.hyper_params, scenario.hyper_params.agents[agent]
+    hp = scenario.hyper_params
+    params = scenario.hyper_params.agents[agent]
     prompts = sizes(scenario, scenario.speaker(protocol, agent), instances)
     taken = {r: games[0] * times_taken(hp, r) + games[1] for r in prompts}
-    calls, read = sum(taken.values()), sum(n * prompts[r] for r, n in taken.items())
+    calls = sum(taken.values())
+    read = sum(n * prompts[r] for r, n in taken.items())
     written = calls * TOKENS_PER_WORD * getattr(params, "max_response_words", 0)
     if params.is_random or params.use_dummy_api:
         return AgentPrice(agent, "none: replies are made up", calls, read, written, 0.0)
@@ -185,12 +201,13 @@ def price(
 ) -> Price:
     "What a run of `hyper_params` will cost, at most; nothing is sent"
     hp = hyper_params
-    scenario, protocol = (
-        scenarios[hp.scenario](hp, settings or ExperimentSettings()),
-        build_protocol_handler(hp),
-    )
+    scenario = scenarios[hp.scenario](hp, settings or ExperimentSettings())
+    protocol = build_protocol_handler(hp)
     train, test = datasets or build_datasets(scenario)
     instances = [texts_of(scenario, train, i) for i in range(min(num_instances, len(train)))]
     games = games_of(hp, len(train), len(test))
-    of = lambda agent: price_of_agent(scenario, protocol, agent, instances, games)
+
+    def of(agent):
+        return price_of_agent(scenario, protocol, agent, instances, games)
+
     return Price([of(agent) for agent in protocol.agent_names], *games)

@@ -29,7 +29,10 @@ def row(records: list[dict[str, Any]]) -> dict[str, Any]:
     low, high = confidence_interval(right, torch.tensor([r["id"] for r in records]))
     turns = [(r, t) for r in records for t in r["turns"]]
     kept = [t["is_valid"] and not (t is r["turns"][-1] and r["verdict"] is None) for r, t in turns]
-    share = lambda values: mean(torch.tensor([float(v) for v in values])) if values else float("nan")
+
+    def share(values):
+        return mean(torch.tensor([float(v) for v in values])) if values else float("nan")
+
     return {
         "games": len(records), "right": share(right.tolist()), "interval": (low, high),
         "undecided": share([r["verdict"] is None for r in records]), "format kept": share(kept),
@@ -104,7 +107,10 @@ def _timed(function) -> float:
 # %% ../../nbs/93_experiments/06_demo.ipynb #c014
 def story(result: Result, seconds: float) -> str:
     "What came out, as text: a table, the same game before and after, figures of speed, the folder"
-    record = lambda name: result.trainer.record_file(name).in_order
+
+    def record(name):
+        return result.trainer.record_file(name).in_order
+
     before, after = (
         transcripts([r | {"instance": {}} for r in record(name)[:1]], "yaml")
         for name in ("test-000000", "test")
@@ -127,7 +133,8 @@ def demo_words(args) -> int:
         f"agents.{a}.dtype": dtype for a in hyper_params.agents
     }
     hyper_params = hyper_params.replace({name: value for name, value in changes.items() if value is not None})
-    rl, begun = hyper_params.rl, time.perf_counter()
+    rl = hyper_params.rl
+    begun = time.perf_counter()
     threads = torch.get_num_threads() if args.game == "code" else 1  # More are slower for a tiny model
     print(
         f"\n== {hyper_params.dataset}, {hyper_params.interaction_protocol}: {rl.num_iterations} iterations of {rl.rollouts_per_iteration} games",

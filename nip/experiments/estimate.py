@@ -9,7 +9,6 @@ import torch
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
-from fastcore.basics import patch
 from functools import partial
 from html import escape
 from ..agents.checkpoints import completed, without_checkpoints
@@ -56,6 +55,23 @@ class Estimate:
     def total(self) -> float:
         return self.preparing + self.pretraining + self.training + self.test
 
+    def _repr_html_(self) -> str:
+        n = self.iterations
+        rows = [["preparation", duration(self.preparing), "measured"],
+                ["pretraining", duration(self.pretraining), "from a few passes over the data"],
+                ["training", duration(self.training), f"{n:,} iterations, from the first ({duration(self.first)}) and {self.timed} more ({duration(self.seconds_per_iteration)} each)"],
+                ["test", duration(self.test), f"{self.test_games:,} games, from {self.tested:,}"]]  # fmt: skip
+        rows = [r for r in rows if r[0] != "pretraining" or self.pretraining]
+        times = html_table(["time", f"<b>{duration(self.total)}</b>", ""], rows)
+        memory = [
+            [escape(k), f"{v:,.1f} MB" if v >= 1 else f"{1024 * v:,.0f} kB"] for k, v in self.memory.items()
+        ]
+        return (
+            times
+            + html_table(["memory", ""], memory)
+            + "<p class='nip-quiet'>Writing of checkpoints, metrics and rollouts is not counted.</p>"
+        )
+
 # %% ../../nbs/93_experiments/07_estimate.ipynb #c007
 def duration(seconds: float) -> str:
     "Seconds in the unit in which one would say them"
@@ -64,31 +80,13 @@ def duration(seconds: float) -> str:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.1f} seconds" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
 
-
-@patch
-def _repr_html_(self: Estimate) -> str:
-    n = self.iterations
-    rows = [["preparation", duration(self.preparing), "measured"],
-            ["pretraining", duration(self.pretraining), "from a few passes over the data"],
-            ["training", duration(self.training), f"{n:,} iterations, from the first ({duration(self.first)}) and {self.timed} more ({duration(self.seconds_per_iteration)} each)"],
-            ["test", duration(self.test), f"{self.test_games:,} games, from {self.tested:,}"]]  # fmt: skip
-    rows = [r for r in rows if r[0] != "pretraining" or self.pretraining]
-    times = html_table(["time", f"<b>{duration(self.total)}</b>", ""], rows)
-    memory = [
-        [escape(k), f"{v:,.1f} MB" if v >= 1 else f"{1024 * v:,.0f} kB"] for k, v in self.memory.items()
-    ]
-    return (
-        times
-        + html_table(["memory", ""], memory)
-        + "<p class='nip-quiet'>Writing of checkpoints, metrics and rollouts is not counted.</p>"
-    )
-
 # %% ../../nbs/93_experiments/07_estimate.ipynb #c010
 def seconds_of(work: Callable, device: str) -> tuple[float, object]:
     "Seconds that `work` takes by the clock, and what it gives"
     wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     wait()
-    start, out = perf_counter(), work()
+    start = perf_counter()
+    out = work()
     wait()
     return perf_counter() - start, out
 
@@ -101,7 +99,8 @@ def time_iterations(trainer: Trainer, seconds: float, most: int) -> tuple[float,
         trainer.iteration += 1
         return spent
 
-    first, spent = once(), [once()]
+    first = once()
+    spent = [once()]
     while len(spent) < most - 1 and sum(spent) + spent[-1] < seconds:
         spent.append(once())
     return first, sum(spent) / len(spent), len(spent)
@@ -109,8 +108,10 @@ def time_iterations(trainer: Trainer, seconds: float, most: int) -> tuple[float,
 # %% ../../nbs/93_experiments/07_estimate.ipynb #c012
 def time_test(trainer: Trainer, seconds: float) -> tuple[float, int]:
     "Seconds of one pass over a part of the test data, and how many instances that is; `trainer` is left with the part"
-    instance, n = trainer.instance, len(trainer.instance.test_dataset)
-    whole, sizes = instance.test_dataset, sorted({min(n, 100), min(n, 1000)})
+    instance = trainer.instance
+    n = len(trainer.instance.test_dataset)
+    whole = instance.test_dataset
+    sizes = sorted({min(n, 100), min(n, 1000)})
     for size in sizes:
         instance.test_dataset = instance.test_environment.dataset = Dataset(
             whole.td[:size], whole.description
@@ -123,11 +124,14 @@ def time_test(trainer: Trainer, seconds: float) -> tuple[float, int]:
 
 def time_pretraining(instance: ScenarioInstance, seconds: float) -> float:
     "Seconds that pretraining would take: agents whose bodies are kept take none"
-    agents, s = to_pretrain(instance), instance.settings
-    kept = lambda agent: (
-        not s.ignore_cache and kept_body(body_folder(body_recipe(instance, agent))) is not None
-    )
-    total, agents = 0.0, [a for a in agents if not kept(a)]
+    agents = to_pretrain(instance)
+    s = instance.settings
+
+    def kept(agent):
+        return not s.ignore_cache and kept_body(body_folder(body_recipe(instance, agent))) is not None
+
+    total = 0.0
+    agents = [a for a in agents if not kept(a)]
     for agent in agents:
         teacher = school(instance, agent)
         passes = type(teacher).num_iterations(teacher.hyper_params)
@@ -139,8 +143,13 @@ def time_pretraining(instance: ScenarioInstance, seconds: float) -> float:
 # %% ../../nbs/93_experiments/07_estimate.ipynb #c013
 def memory_of(trainer: Trainer) -> dict[str, float]:
     "Memory in MB, by what it is for; after an iteration, or there are no moments yet"
-    size = lambda tensors: sum(t.numel() * t.element_size() for t in tensors) / 2**20
-    instance, optimiser, device = trainer.instance, trainer.optimiser, trainer.settings.device
+
+    def size(tensors):
+        return sum(t.numel() * t.element_size() for t in tensors) / 2**20
+
+    instance = trainer.instance
+    optimiser = trainer.optimiser
+    device = trainer.settings.device
     learned = [p for g in optimiser.param_groups for p in g["params"]] if optimiser else []
     states = optimiser.state.values() if optimiser else []
     moments = [t for state in states for t in state.values() if isinstance(t, Tensor)]
@@ -154,12 +163,10 @@ def memory_of(trainer: Trainer) -> dict[str, float]:
 def time_settings(settings: ExperimentSettings) -> ExperimentSettings:
     "`settings` for a trial: nothing is written or shown, and the test is one pass"
     quiet = copy(settings)
-    quiet.test_run, quiet.tqdm_func, quiet.profiler, quiet.global_tqdm_step_fn = (
-        True,
-        partial(tqdm, disable=True),
-        None,
-        None,
-    )
+    quiet.test_run = True
+    quiet.tqdm_func = partial(tqdm, disable=True)
+    quiet.profiler = None
+    quiet.global_tqdm_step_fn = None
     return quiet
 
 
@@ -171,15 +178,19 @@ def estimate(
 ) -> Estimate | Price:
     "What a run of `hyper_params` would take, from a few iterations and a part of the test; for language models, which are not asked, the price"
     settings = settings or ExperimentSettings()
-    trial, hp = time_settings(settings), completed(hyper_params, settings)
+    trial = time_settings(settings)
+    hp = completed(hyper_params, settings)
     if issubclass(scenarios[hp.scenario], TextScenario):
         return price(hp, settings, datasets)
     rerun = hp.base_run.base_run_type == "rerun_tests"
     total = 0 if rerun else type_of(hp).num_iterations(hp)
     with _threads(settings.num_threads), _attention(settings):
-        build = lambda: prepared(
-            build_scenario_instance(without_checkpoints(hp) if rerun else hp, trial, datasets)
-        )
+
+        def build():
+            return prepared(
+                build_scenario_instance(without_checkpoints(hp) if rerun else hp, trial, datasets)
+            )
+
         preparing, trainer = seconds_of(build, settings.device)
         data = (trainer.instance.train_dataset, trainer.instance.test_dataset)
         wanted = hp.pretrain_agents and not rerun

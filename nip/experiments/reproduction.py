@@ -63,7 +63,10 @@ def surroundings(then: Run, now: Run) -> dict[str, tuple]:
         flat(run.read("versions")) | {f"settings.{k}": v for k, v in settings_of(run).items()}
         for run in (then, now)
     ]
-    of_interest = lambda name: name.startswith((*SURROUNDINGS, "settings.device", "settings.num_threads"))
+
+    def of_interest(name):
+        return name.startswith((*SURROUNDINGS, "settings.device", "settings.num_threads"))
+
     names = [name for name in dict.fromkeys([*facts[0], *facts[1]]) if of_interest(name)]
     return {n: (facts[0].get(n), facts[1].get(n)) for n in names if facts[0].get(n) != facts[1].get(n)}
 
@@ -134,7 +137,8 @@ def reproduce(
         hyper_params = hyper_params.replace({"base_run.base_run_type": "none"})
     settings = settings_of(then) | alone | kwargs
     now = run_experiment(hyper_params, run_store=then.dir.parent, run_id=name, **settings).run
-    before, after = recorded(then), recorded(now)
+    before = recorded(then)
+    after = recorded(now)
     found = differences(before, after)
     return Reproduction(
         then, now, len(set(before) & set(after)), found, unlike_weights(then, now), surroundings(then, now)

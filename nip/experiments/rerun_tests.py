@@ -22,7 +22,10 @@ __all__ = ['take_up', 'sound_checkpoints', 'rerun_tests', 'models_then', 'moment
 def take_up(trainer: Trainer, base: Run, step: int) -> None:
     "Put `trainer` where `base` was after `step` iterations"
     state = join_state(*base.load_checkpoint(step))
-    kind = lambda device: torch.device(device).type
+
+    def kind(device):
+        return torch.device(device).type
+
     if kind(state["device"]) == kind(trainer.settings.device):
         trainer.load_state(state)
     else:
@@ -49,7 +52,8 @@ def rerun_tests(
 ) -> dict[str, float]:  # Of the last checkpoint
     "Test every checkpoint of an earlier run, and log the metrics at its step"
     base = base or base_run_of(trainer.hyper_params, trainer.settings.run_store)
-    steps, metrics = sound_checkpoints(base), {}
+    steps = sound_checkpoints(base)
+    metrics = {}
     if not steps:
         raise ParameterError("base_run.run_id", base.id, "is a run without a checkpoint that could be tested")
     with trainer.stop.listening():
@@ -75,7 +79,8 @@ def models_then(state: dict, learned: int) -> dict:
 
 def moments(trainer: TextRlTrainer, base: Run) -> dict[int, dict]:
     "Number of iterations that were learned from → state, for all moments that can be tested, in order"
-    forced, found = trainer.hyper_params.base_run.rerun_tests_force_test_during_training_state, {}
+    forced = trainer.hyper_params.base_run.rerun_tests_force_test_during_training_state
+    found = {}
     for step in sound_checkpoints(base):
         state = join_state(*base.load_checkpoint(step))
         is_between = state["stage"] in (0, len(trainer.stages))
@@ -88,7 +93,8 @@ def moments(trainer: TextRlTrainer, base: Run) -> dict[int, dict]:
 
 def chosen_moments(scheme: str, found: dict[int, dict]) -> dict[int, dict]:
     "Those that `scheme` tests"
-    at, last = list(found), list(found)[-1:]
+    at = list(found)
+    last = list(found)[-1:]
     wanted = {"none": [], "last": last, "first_and_last": at[:1] + last, "all": at}[scheme]
     return {learned: state for learned, state in found.items() if learned in wanted}
 
@@ -96,7 +102,9 @@ def chosen_moments(scheme: str, found: dict[int, dict]) -> dict[int, dict]:
 @rerun_tests.register
 def _(trainer: TextRlTrainer, base: Run | None = None) -> dict[str, float]:
     base = base or base_run_of(trainer.hyper_params, trainer.settings.run_store)
-    scheme, found, metrics = trainer.hyper_params.text_rl.test_scheme, moments(trainer, base), {}
+    scheme = trainer.hyper_params.text_rl.test_scheme
+    found = moments(trainer, base)
+    metrics = {}
     if scheme == "none":
         raise ParameterError(
             "text_rl.test_scheme", scheme, "leaves nothing to test again", ["all", "last", "first_and_last"]

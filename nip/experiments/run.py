@@ -9,7 +9,6 @@ import sys
 import traceback
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from fastcore.basics import patch
 from fastcore.meta import delegates
 from functools import partial
 from ..agents.checkpoints import completed, without_checkpoints
@@ -54,18 +53,16 @@ class Result:
         }
         return f"Result({self.status}, {shown}, run_dir={str(self.run_dir) if self.run else None!r})"
 
-# %% ../../nbs/93_experiments/05_run.ipynb #c007
-@patch
-def plot(self: Result, *names: str, window: int = 5, ax=None):
-    "Curves of the metrics `names` (default: accuracy) over iterations, as a moving average over `window`"
-    import matplotlib.pyplot as plt
+    def plot(self, *names: str, window: int = 5, ax=None):
+        "Curves of the metrics `names` (default: accuracy) over iterations, as a moving average over `window`"
+        import matplotlib.pyplot as plt
 
-    ax = ax or plt.subplots(figsize=(5, 3))[1]
-    for name in names or ("mean_accuracy",):
-        ax.plot(self.history[name].rolling(window, min_periods=1).mean(), label=name)
-    ax.set(xlabel="iteration")
-    ax.legend(frameon=False)
-    return ax
+        ax = ax or plt.subplots(figsize=(5, 3))[1]
+        for name in names or ("mean_accuracy",):
+            ax.plot(self.history[name].rolling(window, min_periods=1).mean(), label=name)
+        ax.set(xlabel="iteration")
+        ax.legend(frameon=False)
+        return ax
 
 # %% ../../nbs/93_experiments/05_run.ipynb #c008
 @contextmanager
@@ -97,7 +94,8 @@ def begin(hyper_params: HyperParameters, settings: ExperimentSettings) -> Run | 
     "The record of the run, a new one or one to go on with; None for a test run"
     if settings.test_run:
         return None
-    store, check = RunStore(settings.run_store), partial(may_go_on, hyper_params=hyper_params)
+    store = RunStore(settings.run_store)
+    check = partial(may_go_on, hyper_params=hyper_params)
     afresh = settings.do_not_load_checkpoint
     return store.begin(
         hyper_params, settings, settings.run_id, " ".join(sys.argv), settings.told, check, afresh

@@ -40,8 +40,10 @@ def finished(store: RunStore, run_id: str, hyper_params: dict) -> Run | None:
 
 def run_one(run_id: str, hyper_params: dict, root: str, settings: dict, evaluation: dict | None) -> str:
     "Run, unless it has been, and evaluate, unless it has been; in words, what happened"
-    silent, store = partial(tqdm, disable=True), RunStore(root)
-    run, done = finished(store, run_id, hyper_params), []
+    silent = partial(tqdm, disable=True)
+    store = RunStore(root)
+    run = finished(store, run_id, hyper_params)
+    done = []
     if run is None:
         run = run_experiment(
             HyperParameters.from_dict(hyper_params),
@@ -66,7 +68,8 @@ def run_all(
     **kwargs,
 ) -> dict[str, Run | Exception]:  # Run id → its run, or why there is none
     "Run what has not been run, `workers` at a time; other arguments are settings of `run_experiment`"
-    store, outcome = RunStore(run_store), {}
+    store = RunStore(run_store)
+    outcome = {}
     store.root.mkdir(parents=True, exist_ok=True)
     jobs = {run_id: (hp.to_dict(), str(store.root), kwargs, evaluation) for run_id, hp in experiments.items()}
     with tqdm(total=len(jobs), desc="experiments", unit="run") as bar:

@@ -9,7 +9,6 @@ import json
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from fastcore.basics import patch
 from html import escape
 from ..core.display import html_table
 from ..core.files import atomic_write, cache_dir, from_json_value, to_json_value
@@ -40,7 +39,9 @@ class Ledger:
         spending_limit: float | None = None,  # US dollars
         token_limit: int | None = None,  # Tokens, read and written
     ):
-        self.path, self.spending_limit, self.token_limit = path and Path(path), spending_limit, token_limit
+        self.path = path and Path(path)
+        self.spending_limit = spending_limit
+        self.token_limit = token_limit
         there = json.loads(self.path.read_text(encoding="utf-8")) if path and self.path.exists() else {}
         self.agents: dict[str, dict[str, float]] = from_json_value(there.get("agents", {}))
         self._lock = threading.RLock()
@@ -58,45 +59,40 @@ class Ledger:
                 record = to_json_value({"agents": self.agents, "total": self.total})
                 atomic_write(self.path, json.dumps(record, indent=1) + "\n")
 
-# %% ../../nbs/40_language_models/03_budget.ipynb #c007
-@patch
-def count(self: Ledger, agent: str, reply: ChatReply):
-    "Write down a reply to an agent"
-    told = {name: getattr(reply, name) for name in COUNTED[2:]}
-    new = {"cached": 1} if reply.cached else {"calls": 1, **told}
-    with self._lock:
-        line = self.agents.setdefault(agent, dict.fromkeys(COUNTED, 0))
-        line |= {name: line[name] + number for name, number in new.items()}
-        if reply.cost:  # NaN, too
-            self.save()
+    def count(self, agent: str, reply: ChatReply):
+        "Write down a reply to an agent"
+        told = {name: getattr(reply, name) for name in COUNTED[2:]}
+        new = {"cached": 1} if reply.cached else {"calls": 1, **told}
+        with self._lock:
+            line = self.agents.setdefault(agent, dict.fromkeys(COUNTED, 0))
+            line |= {name: line[name] + number for name, number in new.items()}
+            if reply.cost:  # NaN, too
+                self.save()
 
+    @property
+    def spent(self) -> str | None:
+        "Which limit is reached, in words; None while there is something left"
+        total = self.total
+        tokens = total["prompt_tokens"] + total["completion_tokens"]
+        if self.spending_limit is not None and not total["cost"] < self.spending_limit:
+            return f"${total['cost']:.4g} of spending_limit={self.spending_limit:g} is spent"
+        if self.token_limit is not None and tokens >= self.token_limit:
+            return f"{tokens} tokens of token_limit={self.token_limit} are used"
+        return None
 
-@patch(as_prop=True)
-def spent(self: Ledger) -> str | None:
-    "Which limit is reached, in words; None while there is something left"
-    total = self.total
-    tokens = total["prompt_tokens"] + total["completion_tokens"]
-    if self.spending_limit is not None and not total["cost"] < self.spending_limit:
-        return f"${total['cost']:.4g} of spending_limit={self.spending_limit:g} is spent"
-    if self.token_limit is not None and tokens >= self.token_limit:
-        return f"{tokens} tokens of token_limit={self.token_limit} are used"
-    return None
+    def _repr_html_(self) -> str:
+        def row(name, line):
+            return [name] + [f"{line[n]:.4f}" if n == "cost" else f"{line[n]:g}" for n in COUNTED]
 
-# %% ../../nbs/40_language_models/03_budget.ipynb #c008
-@patch
-def _repr_html_(self: Ledger) -> str:
-    row = lambda name, line: [name] + [f"{line[n]:.4f}" if n == "cost" else f"{line[n]:g}" for n in COUNTED]
-    rows = [
-        row(*item)
-        for item in [*((escape(n), line) for n, line in self.agents.items()), ("<b>all</b>", self.total)]
-    ]
-    limit = self.spent or ""
-    return html_table(["agent", *(n.replace("_", " ") for n in COUNTED[:-1]), "US dollars"], rows, limit)
+        rows = [
+            row(*item)
+            for item in [*((escape(n), line) for n, line in self.agents.items()), ("<b>all</b>", self.total)]
+        ]
+        limit = self.spent or ""
+        return html_table(["agent", *(n.replace("_", " ") for n in COUNTED[:-1]), "US dollars"], rows, limit)
 
-
-@patch
-def __repr__(self: Ledger) -> str:
-    return f"Ledger({', '.join(f'{name}={number:g}' for name, number in self.total.items())})"
+    def __repr__(self) -> str:
+        return f"Ledger({', '.join(f'{name}={number:g}' for name, number in self.total.items())})"
 
 # %% ../../nbs/40_language_models/03_budget.ipynb #c010
 class Chat(ChatModel):
@@ -110,9 +106,12 @@ class Chat(ChatModel):
         ledger: Ledger | None = None,  # Where they are counted; None: in a new one
     ):
         super().__init__(model.name)
-        self.model, self.agent, self.ledger = model, agent, Ledger() if ledger is None else ledger
+        self.model = model
+        self.agent = agent
+        self.ledger = Ledger() if ledger is None else ledger
         self.store = store if isinstance(store, ReplyStore | None) else ReplyStore(store)
-        self.price, self.keep_replies = model.price, model.keep_replies
+        self.price = model.price
+        self.keep_replies = model.keep_replies
         if self.ledger.spending_limit is not None and model.price is None:
             why = f"cannot be held: the price of {model.name!r} is unknown; set it in nip.language_models.prices.PRICES"
             raise ParameterError("spending_limit", self.ledger.spending_limit, why)
@@ -130,59 +129,56 @@ class Chat(ChatModel):
         "A reply to each request, in order; `SpendingLimitReached` if a limit leaves some without one"
         return [reply for _, reply in sorted(self.answers(requests), key=lambda pair: pair[0])]
 
-# %% ../../nbs/40_language_models/03_budget.ipynb #c011
-@patch
-def answers(self: Chat, requests: Iterable[ChatRequest]) -> Iterator[tuple[int, ChatReply]]:
-    "Replies as they come, each with the place of its request"
-    requests, missing = list(requests), {}
-    for place, request in enumerate(requests):
-        if kept := self.store and self.store.get(self.identity, request):
-            yield place, self.counted(kept)
-        else:
-            missing.setdefault(request.key(self.identity) if self.store else place, []).append(place)
-    groups, num_done = list(missing.values()), 0
-    try:
-        asked = self.affordable(requests[places[0]] for places in groups)
-        for number, reply in self.model.answers(asked):
-            num_done += 1
-            for repeated, place in enumerate(groups[number]):
-                yield place, self.counted(reply, requests[place], repeated > 0)
-    finally:
-        self.ledger.save()
-    if num_done < len(groups):
-        why = f"{self.ledger.spent}; {num_done} of {len(groups)} requests were answered, and are kept"
-        raise SpendingLimitReached(f"{why}. A higher limit goes on from here")
+    def answers(self, requests: Iterable[ChatRequest]) -> Iterator[tuple[int, ChatReply]]:
+        "Replies as they come, each with the place of its request"
+        requests = list(requests)
+        missing = {}
+        for place, request in enumerate(requests):
+            if kept := self.store and self.store.get(self.identity, request):
+                yield place, self.counted(kept)
+            else:
+                missing.setdefault(request.key(self.identity) if self.store else place, []).append(place)
+        groups = list(missing.values())
+        num_done = 0
+        try:
+            asked = self.affordable(requests[places[0]] for places in groups)
+            for number, reply in self.model.answers(asked):
+                num_done += 1
+                for repeated, place in enumerate(groups[number]):
+                    yield place, self.counted(reply, requests[place], repeated > 0)
+        finally:
+            self.ledger.save()
+        if num_done < len(groups):
+            why = f"{self.ledger.spent}; {num_done} of {len(groups)} requests were answered, and are kept"
+            raise SpendingLimitReached(f"{why}. A higher limit goes on from here")
 
-# %% ../../nbs/40_language_models/03_budget.ipynb #c012
-@patch
-def affordable(self: Chat, requests: Iterable[ChatRequest]) -> Iterator[ChatRequest]:
-    "Requests, until a limit is reached"
-    for request in requests:
-        if self.ledger.spent:
-            return
-        yield request
+    def affordable(self, requests: Iterable[ChatRequest]) -> Iterator[ChatRequest]:
+        "Requests, until a limit is reached"
+        for request in requests:
+            if self.ledger.spent:
+                return
+            yield request
 
-
-@patch
-def counted(
-    self: Chat, reply: ChatReply, request: ChatRequest | None = None, repeated: bool = False
-) -> ChatReply:
-    "The reply with its cost, written down; a reply to a `request` is new, and kept unless it is `repeated`"
-    if repeated:
-        reply = replace(reply, cached=True, cost=0.0, retries=0)
-    elif request:
-        is_told = reply.prompt_tokens > 0 or self.price == (0.0, 0.0)
-        price = self.price if is_told else None  # a server that does not say what it has read
-        reply = replace(reply, cost=cost(price, reply.prompt_tokens, reply.completion_tokens))
-    self.ledger.count(self.agent, reply)
-    if self.store and request and not repeated:
-        self.store.put(self.identity, request, reply)
-    return reply
+    def counted(
+        self, reply: ChatReply, request: ChatRequest | None = None, repeated: bool = False
+    ) -> ChatReply:
+        "The reply with its cost, written down; a reply to a `request` is new, and kept unless it is `repeated`"
+        if repeated:
+            reply = replace(reply, cached=True, cost=0.0, retries=0)
+        elif request:
+            is_told = reply.prompt_tokens > 0 or self.price == (0.0, 0.0)
+            price = self.price if is_told else None  # a server that does not say what it has read
+            reply = replace(reply, cost=cost(price, reply.prompt_tokens, reply.completion_tokens))
+        self.ledger.count(self.agent, reply)
+        if self.store and request and not repeated:
+            self.store.put(self.identity, request, reply)
+        return reply
 
 # %% ../../nbs/40_language_models/03_budget.ipynb #c017
 def store_of(model: ChatModel, settings: ExperimentSettings) -> ReplyStore | None:
     "Where the replies of a model are kept"
-    where, is_free = settings.response_cache, model.price == (0.0, 0.0)
+    where = settings.response_cache
+    is_free = model.price == (0.0, 0.0)
     if where == "off" or not model.keep_replies or (where is None and is_free):
         return None
     where = Path(where or cache_dir() / "replies")

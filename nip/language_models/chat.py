@@ -10,7 +10,6 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from fastcore.basics import patch
 from filelock import FileLock
 from hashlib import sha256
 from ..parameters.hyper_params import chat_models
@@ -91,69 +90,57 @@ class ReplyStore:
             while line:
                 line = line[file.write(line) :]
 
+    def _records(self, start: int = 0) -> Iterator[tuple[int, int, dict]]:
+        "Records with where their lines begin and end; lines that are no record are passed over"
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(start)
+            for line in file:
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    if not line.endswith(b"\n"):
+                        return  # still being written, or torn
+                    record = {}
+                if isinstance(record, dict) and "key" in record:
+                    yield start, start + len(line), record
+                start += len(line)
+
+    def _catch_up(self):
+        for place, end, record in self._records(self._read_to):
+            self._places.setdefault(record["key"], place)
+            self._read_to = end
+
+    def get(self, model: str, request: ChatRequest) -> ChatReply | None:
+        "The reply that is kept, marked as `cached` and without cost; None if there is none"
+        key = request.key(model)
+        with self._lock:
+            if key not in self._places:
+                self._catch_up()
+            if key not in self._places:
+                return None
+            with self.path.open("rb") as file:
+                file.seek(self._places[key])
+                return kept_reply(json.loads(file.readline()))
+
+    def knows(self, model: str) -> bool:
+        "Whether there are replies of a model"
+        return any(record["model"] == model for _, _, record in self._records())
+
+    def __iter__(self) -> Iterator[tuple[ChatRequest, ChatReply]]:
+        "All that is kept, in the order in which it came"
+        for _, _, record in self._records():
+            sampling = Sampling(**record["sampling"] | {"stop": tuple(record["sampling"]["stop"])})
+            yield ChatRequest(tuple(record["messages"]), sampling), kept_reply(record)
+
+    def __repr__(self) -> str:
+        return f"ReplyStore({self.path.name}: {sum(1 for _ in self)} replies)"
+
 # %% ../../nbs/40_language_models/00_chat.ipynb #c012
 def kept_reply(record: dict) -> ChatReply:
     "The reply of a record"
     return replace(ChatReply(**record["reply"]), cached=True, cost=0.0, retries=0)
-
-
-@patch
-def _records(self: ReplyStore, start: int = 0) -> Iterator[tuple[int, int, dict]]:
-    "Records with where their lines begin and end; lines that are no record are passed over"
-    if not self.path.exists():
-        return
-    with self.path.open("rb") as file:
-        file.seek(start)
-        for line in file:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                if not line.endswith(b"\n"):
-                    return  # still being written, or torn
-                record = {}
-            if isinstance(record, dict) and "key" in record:
-                yield start, start + len(line), record
-            start += len(line)
-
-
-@patch
-def _catch_up(self: ReplyStore):
-    for place, end, record in self._records(self._read_to):
-        self._places.setdefault(record["key"], place)
-        self._read_to = end
-
-
-@patch
-def get(self: ReplyStore, model: str, request: ChatRequest) -> ChatReply | None:
-    "The reply that is kept, marked as `cached` and without cost; None if there is none"
-    key = request.key(model)
-    with self._lock:
-        if key not in self._places:
-            self._catch_up()
-        if key not in self._places:
-            return None
-        with self.path.open("rb") as file:
-            file.seek(self._places[key])
-            return kept_reply(json.loads(file.readline()))
-
-# %% ../../nbs/40_language_models/00_chat.ipynb #c013
-@patch
-def knows(self: ReplyStore, model: str) -> bool:
-    "Whether there are replies of a model"
-    return any(record["model"] == model for _, _, record in self._records())
-
-
-@patch
-def __iter__(self: ReplyStore) -> Iterator[tuple[ChatRequest, ChatReply]]:
-    "All that is kept, in the order in which it came"
-    for _, _, record in self._records():
-        sampling = Sampling(**record["sampling"] | {"stop": tuple(record["sampling"]["stop"])})
-        yield ChatRequest(tuple(record["messages"]), sampling), kept_reply(record)
-
-
-@patch
-def __repr__(self: ReplyStore) -> str:
-    return f"ReplyStore({self.path.name}: {sum(1 for _ in self)} replies)"
 
 # %% ../../nbs/40_language_models/00_chat.ipynb #c017
 class ChatModel:
@@ -163,7 +150,8 @@ class ChatModel:
     keep_replies = False  # Whether replies may be kept on disk: not if it may answer otherwise tomorrow
 
     def __init__(self, name: str, **options):
-        self.name, self.options = name, options
+        self.name = name
+        self.options = options
 
     @property
     def identity(self) -> str:

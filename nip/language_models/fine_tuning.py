@@ -12,7 +12,6 @@ import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from fastcore.basics import patch
 from functools import cached_property
 from importlib.util import find_spec
 from math import ceil
@@ -78,7 +77,10 @@ def preference_line(
     non_preferred: str,  # A worse one
 ) -> dict[str, Any]:
     "A line that tells which of two answers is better"
-    answer = lambda text: [{"role": "assistant", "content": text}]
+
+    def answer(text):
+        return [{"role": "assistant", "content": text}]
+
     return {
         "input": {"messages": [dict(message) for message in messages]},
         "preferred_output": answer(preferred),
@@ -238,7 +240,8 @@ class OpenAIFineTuner(FineTuner):
         **options,  # For `openai.OpenAI`: `base_url`, `api_key`
     ):
         super().__init__(settings)
-        self.rate_limit_wait, self.options = rate_limit_wait, options
+        self.rate_limit_wait = rate_limit_wait
+        self.options = options
 
     @cached_property
     def client(self):
@@ -277,45 +280,42 @@ class OpenAIFineTuner(FineTuner):
     def cancel(self, job_id: str):
         self.client.fine_tuning.jobs.cancel(job_id)
 
+    def find(self, job: FineTuningJob) -> str | None:
+        "The id of the same job, if it was begun before and did not fail"
+        for known in self.client.fine_tuning.jobs.list(limit=RECENT).data:
+            if (known.metadata or {}).get("nip_key") == job.key() and known.status not in (
+                "failed",
+                "cancelled",
+            ):
+                return known.id
+
+    def begin(self, job: FineTuningJob) -> str:
+        "Upload the lines and create a job; returns its id"
+        told = {
+            "n_epochs": job.parameters.num_epochs,
+            "batch_size": job.parameters.batch_size,
+            "learning_rate_multiplier": job.parameters.learning_rate_multiplier,
+            "beta": job.parameters.dpo_beta if job.method == "dpo" else None,
+        }
+        chosen = {name: value for name, value in told.items() if value is not None}
+        file = self.client.files.create(file=(f"{job.key()[:12]}.jsonl", job.data()), purpose="fine-tune")
+        return self.client.fine_tuning.jobs.create(
+            model=job.model,
+            training_file=file.id,
+            method={"type": job.method, job.method: {"hyperparameters": chosen}},
+            suffix=re.sub(r"[^a-z0-9-]+", "-", job.suffix.lower())[:64].strip("-") or None,
+            seed=job.seed % 2**31,
+            metadata={"nip_key": job.key()},
+        ).id
+
+    def poll(self, job_id: str) -> JobStatus:
+        "How far a job is"
+        job = self.client.fine_tuning.jobs.retrieve(job_id)
+        error = job.error.message if job.error else None
+        return JobStatus(OPENAI_STATES.get(job.status, job.status), job.fine_tuned_model, error)
+
 # %% ../../nbs/40_language_models/04_fine_tuning.ipynb #c030
 RECENT = 100  # Jobs among which one is looked for
 
-
-@patch
-def find(self: OpenAIFineTuner, job: FineTuningJob) -> str | None:
-    "The id of the same job, if it was begun before and did not fail"
-    for known in self.client.fine_tuning.jobs.list(limit=RECENT).data:
-        if (known.metadata or {}).get("nip_key") == job.key() and known.status not in ("failed", "cancelled"):
-            return known.id
-
-
-@patch
-def begin(self: OpenAIFineTuner, job: FineTuningJob) -> str:
-    "Upload the lines and create a job; returns its id"
-    told = {
-        "n_epochs": job.parameters.num_epochs,
-        "batch_size": job.parameters.batch_size,
-        "learning_rate_multiplier": job.parameters.learning_rate_multiplier,
-        "beta": job.parameters.dpo_beta if job.method == "dpo" else None,
-    }
-    chosen = {name: value for name, value in told.items() if value is not None}
-    file = self.client.files.create(file=(f"{job.key()[:12]}.jsonl", job.data()), purpose="fine-tune")
-    return self.client.fine_tuning.jobs.create(
-        model=job.model,
-        training_file=file.id,
-        method={"type": job.method, job.method: {"hyperparameters": chosen}},
-        suffix=re.sub(r"[^a-z0-9-]+", "-", job.suffix.lower())[:64].strip("-") or None,
-        seed=job.seed % 2**31,
-        metadata={"nip_key": job.key()},
-    ).id
-
 # %% ../../nbs/40_language_models/04_fine_tuning.ipynb #c031
 OPENAI_STATES = {"validating_files": "pending", "queued": "pending", "paused": "pending"}
-
-
-@patch
-def poll(self: OpenAIFineTuner, job_id: str) -> JobStatus:
-    "How far a job is"
-    job = self.client.fine_tuning.jobs.retrieve(job_id)
-    error = job.error.message if job.error else None
-    return JobStatus(OPENAI_STATES.get(job.status, job.status), job.fine_tuned_model, error)

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from fastcore.basics import chunked, patch
+from fastcore.basics import chunked
 from filelock import FileLock
 from importlib.util import find_spec
 from .. import __version__
@@ -46,9 +46,11 @@ def model_path(
     "What `from_pretrained` takes for a model; an embedded one or a `.gguf` file is made into a folder when first asked for"
     if name.endswith(".gguf"):
         source = Path(name).resolve(strict=True)
-        key, make = f"{source.stem}-{file_hash(source)[:12]}", lambda folder: convert_gguf(source, folder)
+        key = f"{source.stem}-{file_hash(source)[:12]}"
+        make = lambda folder: convert_gguf(source, folder)
     elif name in embedded_models:
-        key, make = f"{name}-{__version__}", embedded_models[name]
+        key = f"{name}-{__version__}"
+        make = embedded_models[name]
     else:
         return name
     folder = cache_dir() / "models" / key
@@ -161,7 +163,8 @@ def make_tiny(
     seed: int = 0,  # Of the weights
 ):
     "Build and train a small Llama with a byte tokenizer"
-    tokenizer, batches = byte_tokenizer(), list(chunked(conversations, batch_size))
+    tokenizer = byte_tokenizer()
+    batches = list(chunked(conversations, batch_size))
     model = _small_llama(tokenizer, hidden_size, num_layers, seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=len(batches), pct_start=0.1)
@@ -222,7 +225,10 @@ def plain_messages(
     messages: Iterable[dict[str, str]],  # Each with `role` and `content`, some with `name`
 ) -> list[dict[str, str]]:
     "Messages with roles and contents alone, as chat templates know them"
-    said = lambda m: f"{m['name']}: {m['content']}" if m.get("name") and m["role"] == "user" else m["content"]
+
+    def said(m):
+        return f"{m['name']}: {m['content']}" if m.get("name") and m["role"] == "user" else m["content"]
+
     return [{"role": m["role"], "content": said(m)} for m in messages]
 
 
@@ -300,7 +306,8 @@ class LocalModel:
         self.model = (
             AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval().requires_grad_(False)
         )
-        self.device, self.lock = device, threading.Lock()
+        self.device = device
+        self.lock = threading.Lock()
         self.resident = []  # Adapters in memory, the one used last at the end
         config = self.model.generation_config
         ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
@@ -308,193 +315,193 @@ class LocalModel:
         self.context = self.model.config.max_position_embeddings
         self.usual = Sampling(config.temperature or 1.0, config.top_p or 1.0)
 
-# %% ../../nbs/40_language_models/05_local.ipynb #c032
-@patch
-def lines(self: LocalModel, requests: list[ChatRequest], max_new_tokens: int) -> list[Line]:
-    "What the model reads; raises `ParameterError` for a prompt that leaves no room for a reply"
-    made = []
-    for number, request in enumerate(requests):
-        prompt = self.tokenizer.apply_chat_template(
-            plain_messages(request.messages), add_generation_prompt=True, return_dict=False
-        )
-        limit = min(request.sampling.max_tokens or max_new_tokens, self.context - len(prompt))
-        if limit < 1:
-            raise ParameterError(
-                "messages", len(prompt), f"must be fewer tokens than the model's context of {self.context}"
+    def lines(self, requests: list[ChatRequest], max_new_tokens: int) -> list[Line]:
+        "What the model reads; raises `ParameterError` for a prompt that leaves no room for a reply"
+        made = []
+        for number, request in enumerate(requests):
+            prompt = self.tokenizer.apply_chat_template(
+                plain_messages(request.messages), add_generation_prompt=True, return_dict=False
             )
-        made.append(Line(prompt, request.sampling, limit, number))
-    return made
+            limit = min(request.sampling.max_tokens or max_new_tokens, self.context - len(prompt))
+            if limit < 1:
+                raise ParameterError(
+                    "messages",
+                    len(prompt),
+                    f"must be fewer tokens than the model's context of {self.context}",
+                )
+            made.append(Line(prompt, request.sampling, limit, number))
+        return made
 
-# %% ../../nbs/40_language_models/05_local.ipynb #c034
-@patch
-def read(self: LocalModel, batch: list[Line]) -> tuple:  # Logits [B V], cache, mask [B position]
-    "The state of the model after the prompts of a batch"
-    texts = list(dict.fromkeys(tuple(line.prompt) for line in batch))
-    width = max(map(len, texts))
-    tokens = torch.tensor([[0] * (width - len(text)) + list(text) for text in texts], device=self.device)
-    mask = torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in texts], device=self.device)
-    places = (mask.cumsum(-1) - 1).clamp(min=0)
-    out = self.model(
-        input_ids=tokens, attention_mask=mask, position_ids=places, use_cache=True, logits_to_keep=1
-    )
-    which = torch.tensor([texts.index(tuple(line.prompt)) for line in batch], device=self.device)
-    out.cache.batch_select_indices(which)
-    return out.logits[which, -1].float(), out.cache, mask[which]
-
-# %% ../../nbs/40_language_models/05_local.ipynb #c036
-@patch
-def columns(self: LocalModel, batch: list[Line], vocabulary: int) -> dict[str, torch.Tensor]:
-    "What the draws of a batch depend on, a row for each line"
-    column = lambda values: torch.tensor(values, device=self.device, dtype=torch.float)[:, None]
-    either = lambda name, default: [
-        default if (v := getattr(line.sampling, name)) is None else v for line in batch
-    ]
-    seeds = [randbits(62) if line.sampling.seed is None else line.sampling.seed for line in batch]
-    longest = max(line.limit for line in batch)
-    uniform = [torch.rand(longest, dtype=torch.double, generator=generator(seed, "reply")) for seed in seeds]
-    seen = torch.zeros(len(batch), vocabulary, dtype=torch.bool)
-    for row, line in zip(seen, batch):
-        row[line.prompt] = True
-    return {
-        "temperature": column(either("temperature", self.usual.temperature)),
-        "top_p": column(either("top_p", self.usual.top_p)),
-        "penalty": column(either("repetition_penalty", 1.0)),
-        "uniform": torch.stack(uniform).to(self.device),
-        "seen": seen.to(self.device),
-    }
-
-# %% ../../nbs/40_language_models/05_local.ipynb #c037
-@patch
-def write(self: LocalModel, batch: list[Line]):
-    "Write the lines of a batch to their ends"
-    logits, cache, mask = self.read(batch)
-    columns, step = self.columns(batch, logits.shape[-1]), 0
-    while True:
-        tokens = self.draw(logits, columns, step, batch)
-        going = [row for row, line in enumerate(batch) if line.finish_reason is None]
-        if not going:
-            return
-        if len(going) < len(batch):
-            kept = torch.tensor(going, device=self.device)
-            batch, tokens, mask = [batch[row] for row in going], tokens[kept], mask[kept]
-            columns = {name: column[kept] for name, column in columns.items()}
-            cache.batch_select_indices(kept)
-        mask, step = torch.cat([mask, mask.new_ones(len(batch), 1)], -1), step + 1
+    def read(self, batch: list[Line]) -> tuple:  # Logits [B V], cache, mask [B position]
+        "The state of the model after the prompts of a batch"
+        texts = list(dict.fromkeys(tuple(line.prompt) for line in batch))
+        width = max(map(len, texts))
+        tokens = torch.tensor([[0] * (width - len(text)) + list(text) for text in texts], device=self.device)
+        mask = torch.tensor(
+            [[0] * (width - len(text)) + [1] * len(text) for text in texts], device=self.device
+        )
+        places = (mask.cumsum(-1) - 1).clamp(min=0)
         out = self.model(
-            input_ids=tokens[:, None], attention_mask=mask, position_ids=mask.sum(-1, keepdim=True) - 1,
-            cache=cache, use_cache=True,
-        )  # fmt: skip
-        logits = out.logits[:, -1].float()
+            input_ids=tokens, attention_mask=mask, position_ids=places, use_cache=True, logits_to_keep=1
+        )
+        which = torch.tensor([texts.index(tuple(line.prompt)) for line in batch], device=self.device)
+        out.cache.batch_select_indices(which)
+        return out.logits[which, -1].float(), out.cache, mask[which]
 
-# %% ../../nbs/40_language_models/05_local.ipynb #c039
-@patch
-def draw(self: LocalModel, logits, columns, step: int, batch: list[Line]) -> torch.Tensor:  # [B]
-    "Draw a token for each line, and write it down"
-    weighed = (
-        penalised(logits, columns["seen"], columns["penalty"]) if (columns["penalty"] != 1).any() else logits
-    )
-    tokens = draw_tokens(weighed, columns["temperature"], columns["top_p"], columns["uniform"][:, step, None])
-    columns["seen"].scatter_(1, tokens[:, None], True)
-    told = (
-        self.told(logits, tokens, batch)
-        if any(line.sampling.top_logprobs for line in batch)
-        else [None] * len(batch)
-    )
-    for line, token, logprobs in zip(batch, tokens.tolist(), told):
-        self.append(line, token, logprobs)
-    return tokens
+    def columns(self, batch: list[Line], vocabulary: int) -> dict[str, torch.Tensor]:
+        "What the draws of a batch depend on, a row for each line"
 
-# %% ../../nbs/40_language_models/05_local.ipynb #c041
-@patch
-def append(self: LocalModel, line: Line, token: int, logprobs: tuple | None):
-    "Add a token to a line, and see whether it has come to its end"
-    if token in self.ends:
-        line.finish_reason = "stop"
-        return
-    line.tokens.append(token)
-    if line.sampling.top_logprobs:
-        line.logprobs.append(logprobs)
-    if line.sampling.stop:
-        tail = self.tokenizer.decode(line.tokens[-4 * max(map(len, line.sampling.stop)) - 8 :])
-        if any(stop in tail for stop in line.sampling.stop):
-            line.finish_reason = "stop"
-    if line.finish_reason is None and len(line.tokens) >= line.limit:
-        line.finish_reason = "length"
+        def column(values):
+            return torch.tensor(values, device=self.device, dtype=torch.float)[:, None]
 
-# %% ../../nbs/40_language_models/05_local.ipynb #c043
-@patch
-def told(self: LocalModel, logits, tokens, batch: list[Line]) -> list[tuple]:
-    "Log-probabilities of the drawn tokens and of the likeliest ones"
-    logprobs = logits.log_softmax(-1)
-    best = logprobs.topk(max(line.sampling.top_logprobs for line in batch))
-    chosen = logprobs.gather(1, tokens[:, None])[:, 0]
-    return list(zip(chosen.tolist(), best.indices.tolist(), best.values.tolist()))
+        def either(name, default):
+            return [default if (v := getattr(line.sampling, name)) is None else v for line in batch]
 
-
-@patch
-def reply(self: LocalModel, line: Line) -> ChatReply:
-    "The reply that a finished line is"
-    text = self.tokenizer.decode(line.tokens, skip_special_tokens=True)
-    for stop in line.sampling.stop:
-        text = text.partition(stop)[0]
-    word = lambda token, logprob: {"token": self.tokenizer.decode([token]), "logprob": logprob}
-    logprobs, number = None, line.sampling.top_logprobs
-    if number:
-        logprobs = [
-            word(token, chosen) | {"top_logprobs": [word(*pair) for pair in list(zip(best, theirs))[:number]]}
-            for token, (chosen, best, theirs) in zip(line.tokens, line.logprobs)
+        seeds = [randbits(62) if line.sampling.seed is None else line.sampling.seed for line in batch]
+        longest = max(line.limit for line in batch)
+        uniform = [
+            torch.rand(longest, dtype=torch.double, generator=generator(seed, "reply")) for seed in seeds
         ]
-    return ChatReply(text, line.finish_reason, len(line.prompt), len(line.tokens), logprobs)
+        seen = torch.zeros(len(batch), vocabulary, dtype=torch.bool)
+        for row, line in zip(seen, batch):
+            row[line.prompt] = True
+        return {
+            "temperature": column(either("temperature", self.usual.temperature)),
+            "top_p": column(either("top_p", self.usual.top_p)),
+            "penalty": column(either("repetition_penalty", 1.0)),
+            "uniform": torch.stack(uniform).to(self.device),
+            "seen": seen.to(self.device),
+        }
 
-# %% ../../nbs/40_language_models/05_local.ipynb #c045
-@patch
-def answer_all(
-    self: LocalModel,
-    requests: list[ChatRequest],
-    adapters: tuple[str, ...] = (),  # Folders of the adapters to wear
-    batch_size: int = 16,  # Requests that are answered at once
-    max_new_tokens: int = 512,  # Tokens of a reply whose request does not say
-) -> list[ChatReply]:
-    "A reply to each request, in order"
-    lines = self.lines(requests, max_new_tokens)
-    for batch in chunked(
-        sorted(lines, key=lambda line: (len(line.prompt), line.prompt, line.number)), batch_size
-    ):
-        with self.lock, self.wearing(adapters), torch.inference_mode():
-            self.write(batch)
-    return [self.reply(line) for line in lines]
+    def write(self, batch: list[Line]):
+        "Write the lines of a batch to their ends"
+        logits, cache, mask = self.read(batch)
+        columns = self.columns(batch, logits.shape[-1])
+        step = 0
+        while True:
+            tokens = self.draw(logits, columns, step, batch)
+            going = [row for row, line in enumerate(batch) if line.finish_reason is None]
+            if not going:
+                return
+            if len(going) < len(batch):
+                kept = torch.tensor(going, device=self.device)
+                batch = [batch[row] for row in going]
+                tokens = tokens[kept]
+                mask = mask[kept]
+                columns = {name: column[kept] for name, column in columns.items()}
+                cache.batch_select_indices(kept)
+            mask = torch.cat([mask, mask.new_ones(len(batch), 1)], -1)
+            step = step + 1
+            out = self.model(
+                input_ids=tokens[:, None], attention_mask=mask, position_ids=mask.sum(-1, keepdim=True) - 1,
+                cache=cache, use_cache=True,
+            )  # fmt: skip
+            logits = out.logits[:, -1].float()
+
+    def draw(self, logits, columns, step: int, batch: list[Line]) -> torch.Tensor:  # [B]
+        "Draw a token for each line, and write it down"
+        weighed = (
+            penalised(logits, columns["seen"], columns["penalty"])
+            if (columns["penalty"] != 1).any()
+            else logits
+        )
+        tokens = draw_tokens(
+            weighed, columns["temperature"], columns["top_p"], columns["uniform"][:, step, None]
+        )
+        columns["seen"].scatter_(1, tokens[:, None], True)
+        told = (
+            self.told(logits, tokens, batch)
+            if any(line.sampling.top_logprobs for line in batch)
+            else [None] * len(batch)
+        )
+        for line, token, logprobs in zip(batch, tokens.tolist(), told):
+            self.append(line, token, logprobs)
+        return tokens
+
+    def append(self, line: Line, token: int, logprobs: tuple | None):
+        "Add a token to a line, and see whether it has come to its end"
+        if token in self.ends:
+            line.finish_reason = "stop"
+            return
+        line.tokens.append(token)
+        if line.sampling.top_logprobs:
+            line.logprobs.append(logprobs)
+        if line.sampling.stop:
+            tail = self.tokenizer.decode(line.tokens[-4 * max(map(len, line.sampling.stop)) - 8 :])
+            if any(stop in tail for stop in line.sampling.stop):
+                line.finish_reason = "stop"
+        if line.finish_reason is None and len(line.tokens) >= line.limit:
+            line.finish_reason = "length"
+
+    def told(self, logits, tokens, batch: list[Line]) -> list[tuple]:
+        "Log-probabilities of the drawn tokens and of the likeliest ones"
+        logprobs = logits.log_softmax(-1)
+        best = logprobs.topk(max(line.sampling.top_logprobs for line in batch))
+        chosen = logprobs.gather(1, tokens[:, None])[:, 0]
+        return list(zip(chosen.tolist(), best.indices.tolist(), best.values.tolist()))
+
+    def reply(self, line: Line) -> ChatReply:
+        "The reply that a finished line is"
+        text = self.tokenizer.decode(line.tokens, skip_special_tokens=True)
+        for stop in line.sampling.stop:
+            text = text.partition(stop)[0]
+
+        def word(token, logprob):
+            return {"token": self.tokenizer.decode([token]), "logprob": logprob}
+
+        logprobs = None
+        number = line.sampling.top_logprobs
+        if number:
+            logprobs = [
+                word(token, chosen)
+                | {"top_logprobs": [word(*pair) for pair in list(zip(best, theirs))[:number]]}
+                for token, (chosen, best, theirs) in zip(line.tokens, line.logprobs)
+            ]
+        return ChatReply(text, line.finish_reason, len(line.prompt), len(line.tokens), logprobs)
+
+    def answer_all(
+        self,
+        requests: list[ChatRequest],
+        adapters: tuple[str, ...] = (),  # Folders of the adapters to wear
+        batch_size: int = 16,  # Requests that are answered at once
+        max_new_tokens: int = 512,  # Tokens of a reply whose request does not say
+    ) -> list[ChatReply]:
+        "A reply to each request, in order"
+        lines = self.lines(requests, max_new_tokens)
+        for batch in chunked(
+            sorted(lines, key=lambda line: (len(line.prompt), line.prompt, line.number)), batch_size
+        ):
+            with self.lock, self.wearing(adapters), torch.inference_mode():
+                self.write(batch)
+        return [self.reply(line) for line in lines]
+
+    @contextmanager
+    def wearing(self, adapters: tuple[str, ...]):
+        "With these adapters on, in the block, and no others"
+        for folder in adapters:
+            self.load(folder)
+        if adapters:
+            self.model.base_model.set_adapter([_slug(folder) for folder in adapters])
+        with self.model.disable_adapter() if self.resident and not adapters else nullcontext():
+            yield
+
+    def load(self, folder: str):
+        "Have an adapter in memory; the one that was not used for longest gives way"
+        from peft import PeftModel
+
+        if folder not in self.resident:
+            if not self.resident:
+                self.model = PeftModel.from_pretrained(self.model, folder, adapter_name=_slug(folder)).eval()
+            else:
+                self.model.load_adapter(folder, adapter_name=_slug(folder))
+        self.resident = [f for f in self.resident if f != folder] + [folder]
+        while len(self.resident) > RESIDENT:
+            self.model.delete_adapter(_slug(self.resident.pop(0)))
 
 # %% ../../nbs/40_language_models/05_local.ipynb #c047
 RESIDENT = 16  # Adapters that are kept in memory
 
-
-@patch
-@contextmanager
-def wearing(self: LocalModel, adapters: tuple[str, ...]):
-    "With these adapters on, in the block, and no others"
-    for folder in adapters:
-        self.load(folder)
-    if adapters:
-        self.model.base_model.set_adapter([_slug(folder) for folder in adapters])
-    with self.model.disable_adapter() if self.resident and not adapters else nullcontext():
-        yield
-
 # %% ../../nbs/40_language_models/05_local.ipynb #c049
-@patch
-def load(self: LocalModel, folder: str):
-    "Have an adapter in memory; the one that was not used for longest gives way"
-    from peft import PeftModel
-
-    if folder not in self.resident:
-        if not self.resident:
-            self.model = PeftModel.from_pretrained(self.model, folder, adapter_name=_slug(folder)).eval()
-        else:
-            self.model.load_adapter(folder, adapter_name=_slug(folder))
-    self.resident = [f for f in self.resident if f != folder] + [folder]
-    while len(self.resident) > RESIDENT:
-        self.model.delete_adapter(_slug(self.resident.pop(0)))
-
-
 def _slug(folder: str) -> str:
     return hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:16]
 

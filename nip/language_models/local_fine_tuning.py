@@ -16,11 +16,17 @@ import sys
 import threading
 import time
 import torch
-from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from importlib.util import find_spec
 from ..core.files import atomic_write, whole_folder
-from .fine_tuning import FineTuner, FineTuningJob, FineTuningParameters, JobStatus, check_lines, register_fine_tuner
+from nip.language_models.fine_tuning import (
+    FineTuner,
+    FineTuningJob,
+    FineTuningParameters,
+    JobStatus,
+    check_lines,
+    register_fine_tuner,
+)
 from .local import adapter_folder, jobs_dir, model_path, plain_messages, quiet, split_name
 from ..parameters.settings import ExperimentSettings
 from ..parameters.validation import ParameterError
@@ -68,7 +74,8 @@ def model_to_train(
     from peft import LoraConfig, PeftModel
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    lora, worn = parameters.lora, [adapter_folder(name) for name in record["adapters"]]
+    lora = parameters.lora
+    worn = [adapter_folder(name) for name in record["adapters"]]
     bits = {
         "8bit": {"load_in_8bit": True},
         "4bit": {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.bfloat16},
@@ -98,7 +105,8 @@ def trainer_of(folder: Path, record: dict[str, Any], device: str):
     disable_progress_bars()
     set_seed(record["seed"] % 2**31)
     parameters = FineTuningParameters.from_dict(record["parameters"])
-    chosen, is_dpo = local_parameters(record["method"], parameters), record["method"] == "dpo"
+    chosen = local_parameters(record["method"], parameters)
+    is_dpo = record["method"] == "dpo"
     model, adapter = model_to_train(record, parameters, device)
     options = dict(
         output_dir=str(folder / "trainer"), num_train_epochs=chosen["num_epochs"], per_device_train_batch_size=chosen["batch_size"],
@@ -184,6 +192,8 @@ def work(folder: str, device: str, threads: str):
 
 # %% ../../nbs/40_language_models/06_local_fine_tuning.ipynb #c020
 _processes: dict[Path, subprocess.Popen] = {}
+
+
 _starting = threading.Lock()
 
 
@@ -224,49 +234,90 @@ class LocalFineTuner(FineTuner):
         self.ensure(job_id)
         return job_id
 
-# %% ../../nbs/40_language_models/06_local_fine_tuning.ipynb #c021
-@patch
-def write(self: LocalFineTuner, job_id: str, record: dict[str, Any], job: FineTuningJob):
-    "Make the folder of a job, if it is not there; one that failed or was cancelled begins anew"
-    folder = self.folder / job_id
-    with _starting:
-        if not folder.exists():
-            with whole_folder(folder) as made:
-                (made / "job.json").write_text(json.dumps(record, indent=1))
-                (made / "data.jsonl").write_bytes(job.data())
-        elif (outcome_of(folder) or {}).get("state") in ("failed", "cancelled"):
-            (folder / "outcome.json").unlink()
+    def write(self, job_id: str, record: dict[str, Any], job: FineTuningJob):
+        "Make the folder of a job, if it is not there; one that failed or was cancelled begins anew"
+        folder = self.folder / job_id
+        with _starting:
+            if not folder.exists():
+                with whole_folder(folder) as made:
+                    (made / "job.json").write_text(json.dumps(record, indent=1))
+                    (made / "data.jsonl").write_bytes(job.data())
+            elif (outcome_of(folder) or {}).get("state") in ("failed", "cancelled"):
+                (folder / "outcome.json").unlink()
+
+    def ensure(self, job_id: str):
+        "See to it that an unfinished job has a process, here or elsewhere; one whose process died of itself has failed"
+        folder = self.folder / job_id
+        if not self.own_process:
+            return run_job(folder, self.settings.device)
+        with _starting:
+            process = _processes.get(folder)
+            if outcome_of(folder) or (process and process.poll() is None) or is_locked(folder / ".lock"):
+                return
+            if process:
+                said = (folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1:]
+                error = f"its process ended with exit code {process.returncode}: {' '.join(said)}"
+                atomic_write(folder / "outcome.json", json.dumps({"state": "failed", "error": error}))
+                del _processes[folder]
+                return
+            code = "import sys; from nip.language_models.local_fine_tuning import work; work(*sys.argv[1:])"
+            command = [
+                sys.executable,
+                "-c",
+                code,
+                str(folder),
+                self.settings.device,
+                str(self.settings.num_threads or 1),
+            ]
+            with (folder / "log.txt").open("w") as log:
+                _processes[folder] = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                )
+
+    def poll(self, job_id: str) -> JobStatus:
+        "How far a job is; raises `ParameterError` for one that is not there"
+        folder = self.folder / job_id
+        if not (folder / "job.json").exists():
+            known = sorted(path.parent.name for path in self.folder.glob("*/job.json"))
+            raise ParameterError("job", job_id, f"is not a job in {self.folder.name}", known)
+        self.ensure(job_id)
+        outcome = outcome_of(folder)
+        events = self.events(job_id)
+        if outcome:
+            done = outcome["state"] == "succeeded"
+            return JobStatus(
+                **outcome, model=self.model_name(job_id) if done else None, progress=1.0 if done else None
+            )
+        if not events:
+            return JobStatus("pending", progress=0.0)
+        return JobStatus("running", progress=events[-1]["step"] / max(events[-1]["total"], 1))
+
+    def events(self, job_id: str) -> list[dict[str, float]]:
+        "Measures of the steps so far: `step`, `total`, `loss`, for preferences `rewards/margins`, and others"
+        path = self.folder / job_id / "events.jsonl"
+        lines = path.read_text().split("\n")[:-1] if path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def model_name(self, job_id: str) -> str:
+        "The name of a job's model: its base with the adapters that it wears"
+        record = json.loads((self.folder / job_id / "job.json").read_text())
+        own = job_id if self.folder == jobs_dir().absolute() else str(self.folder / job_id / "adapter")
+        _, worn = split_name(record["name"])
+        kept = worn if record["parameters"]["lora"]["adapters"] == "stack" else worn[:-1]
+        return f"{record['base']}@{'+'.join([*kept, own])}"
+
+    def cancel(self, job_id: str):
+        "End a job; what it has learned so far is lost"
+        folder = self.folder / job_id
+        with _starting:
+            if outcome_of(folder) is None:
+                atomic_write(folder / "outcome.json", json.dumps({"state": "cancelled"}))
+            process = _processes.pop(folder, None)
+        if process:
+            process.terminate()
+            process.wait()
 
 # %% ../../nbs/40_language_models/06_local_fine_tuning.ipynb #c023
-@patch
-def ensure(self: LocalFineTuner, job_id: str):
-    "See to it that an unfinished job has a process, here or elsewhere; one whose process died of itself has failed"
-    folder = self.folder / job_id
-    if not self.own_process:
-        return run_job(folder, self.settings.device)
-    with _starting:
-        process = _processes.get(folder)
-        if outcome_of(folder) or (process and process.poll() is None) or is_locked(folder / ".lock"):
-            return
-        if process:
-            said = (folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1:]
-            error = f"its process ended with exit code {process.returncode}: {' '.join(said)}"
-            atomic_write(folder / "outcome.json", json.dumps({"state": "failed", "error": error}))
-            del _processes[folder]
-            return
-        code = "import sys; from nip.language_models.local_fine_tuning import work; work(*sys.argv[1:])"
-        command = [
-            sys.executable,
-            "-c",
-            code,
-            str(folder),
-            self.settings.device,
-            str(self.settings.num_threads or 1),
-        ]
-        with (folder / "log.txt").open("w") as log:
-            _processes[folder] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-
-
 def is_locked(path: Path) -> bool:
     "Whether another process has a file's lock"
     try:
@@ -274,56 +325,6 @@ def is_locked(path: Path) -> bool:
             return False
     except Timeout:
         return True
-
-# %% ../../nbs/40_language_models/06_local_fine_tuning.ipynb #c024
-@patch
-def poll(self: LocalFineTuner, job_id: str) -> JobStatus:
-    "How far a job is; raises `ParameterError` for one that is not there"
-    folder = self.folder / job_id
-    if not (folder / "job.json").exists():
-        known = sorted(path.parent.name for path in self.folder.glob("*/job.json"))
-        raise ParameterError("job", job_id, f"is not a job in {self.folder.name}", known)
-    self.ensure(job_id)
-    outcome, events = outcome_of(folder), self.events(job_id)
-    if outcome:
-        done = outcome["state"] == "succeeded"
-        return JobStatus(
-            **outcome, model=self.model_name(job_id) if done else None, progress=1.0 if done else None
-        )
-    if not events:
-        return JobStatus("pending", progress=0.0)
-    return JobStatus("running", progress=events[-1]["step"] / max(events[-1]["total"], 1))
-
-# %% ../../nbs/40_language_models/06_local_fine_tuning.ipynb #c026
-@patch
-def events(self: LocalFineTuner, job_id: str) -> list[dict[str, float]]:
-    "Measures of the steps so far: `step`, `total`, `loss`, for preferences `rewards/margins`, and others"
-    path = self.folder / job_id / "events.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
-
-
-@patch
-def model_name(self: LocalFineTuner, job_id: str) -> str:
-    "The name of a job's model: its base with the adapters that it wears"
-    record = json.loads((self.folder / job_id / "job.json").read_text())
-    own = job_id if self.folder == jobs_dir().absolute() else str(self.folder / job_id / "adapter")
-    _, worn = split_name(record["name"])
-    kept = worn if record["parameters"]["lora"]["adapters"] == "stack" else worn[:-1]
-    return f"{record['base']}@{'+'.join([*kept, own])}"
-
-# %% ../../nbs/40_language_models/06_local_fine_tuning.ipynb #c027
-@patch
-def cancel(self: LocalFineTuner, job_id: str):
-    "End a job; what it has learned so far is lost"
-    folder = self.folder / job_id
-    with _starting:
-        if outcome_of(folder) is None:
-            atomic_write(folder / "outcome.json", json.dumps({"state": "cancelled"}))
-        process = _processes.pop(folder, None)
-    if process:
-        process.terminate()
-        process.wait()
 
 # %% ../../nbs/40_language_models/06_local_fine_tuning.ipynb #c029
 def stop_processes():

@@ -131,7 +131,8 @@ def said_in(body) -> str | None:
 # %% ../../nbs/40_language_models/02_openai_client.ipynb #c010
 def retry_after(headers: Mapping[str, str]) -> float:
     "Seconds that a server asks to wait: milliseconds, a number, or a date; 0 where that makes no sense"
-    said, wait = headers.get("retry-after", ""), 0.0
+    said = headers.get("retry-after", "")
+    wait = 0.0
     with suppress(ValueError, TypeError):
         wait = (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds()
     with suppress(ValueError):
@@ -180,7 +181,8 @@ def reply_of(completion) -> ChatReply:
         told = said_in(getattr(completion, "error", None))
         raise Malformed(told or "there are no choices in it")
     try:
-        choice, usage = completion.choices[0], completion.usage
+        choice = completion.choices[0]
+        usage = completion.usage
         text = choice.message.content or getattr(choice.message, "refusal", None) or ""
         reply = ChatReply(text, choice.finish_reason, logprobs=logprobs_of(choice))
         reply.prompt_tokens, reply.completion_tokens = (
@@ -203,7 +205,10 @@ def logprobs_of(choice) -> list[dict[str, Any]] | None:
     "Log-probabilities, as `ChatReply` has them"
     if not (found := getattr(choice, "logprobs", None)) or found.content is None:
         return None
-    pair = lambda token: {"token": token.token, "logprob": token.logprob}
+
+    def pair(token):
+        return {"token": token.token, "logprob": token.logprob}
+
     return [pair(token) | {"top_logprobs": [*map(pair, token.top_logprobs or ())]} for token in found.content]
 
 # %% ../../nbs/40_language_models/02_openai_client.ipynb #c019
@@ -252,12 +257,10 @@ class OpenAIModel(ChatModel):
         **options,
     ):
         super().__init__(name, **options)
-        self.endpoint, self.url, self.timeout, self.backoff = (
-            endpoint,
-            endpoint.address(base_url),
-            timeout,
-            backoff,
-        )
+        self.endpoint = endpoint
+        self.url = endpoint.address(base_url)
+        self.timeout = timeout
+        self.backoff = backoff
         self.settings = settings or ExperimentSettings()
         self.elsewhere = (
             self.url != endpoint.home and not endpoint.is_own
@@ -272,74 +275,91 @@ class OpenAIModel(ChatModel):
     def price(self):
         return (0.0, 0.0) if self.endpoint.is_own or is_local(self.url) else price_of(self.name)
 
-# %% ../../nbs/40_language_models/02_openai_client.ipynb #c021
-@patch
-def check(self: OpenAIModel):
-    "Raise `ParameterError` where the client or the key is missing"
-    if not find_spec("openai"):
+    def check(self):
+        "Raise `ParameterError` where the client or the key is missing"
+        if not find_spec("openai"):
+            raise ParameterError(
+                "model_provider", self.endpoint.provider, "needs a package: pip install nip[openai]"
+            )
+        self.key()
+
+    def key(self) -> str:
+        "The key for the server; it is read whenever it is needed, and kept nowhere"
+        read_env()
+        if found := os.environ.get(self.endpoint.key):
+            return found
+        if is_local(self.url):
+            return "none"
+        why = f"needs a key for {self.url}: set {self.endpoint.key} in the environment or in .env"
         raise ParameterError(
-            "model_provider", self.endpoint.provider, "needs a package: pip install nip[openai]"
+            "model_provider",
+            self.endpoint.provider,
+            why + (" (any text, if the server wants none)" if self.endpoint.is_own else ""),
         )
-    self.key()
 
+    def answers(self, requests: Iterable[ChatRequest]) -> Iterator[tuple[int, ChatReply]]:
+        "Replies as they come, each with the place of its request; at the end `ServerFailed` or `RequestRefused`, if one failed"
+        self.check()
+        client = _client(os.getpid(), self.url, self.key())
+        todo = enumerate(requests)
+        running = {}
+        done = SimpleQueue()
+        over = threading.Event()
+        failed = None
+        try:
+            while True:
+                room = 0 if failed else self.settings.max_concurrent_requests - len(running)
+                for place, request in islice(todo, room):
+                    future = in_background(self.answer(client, request, over))
+                    running[future] = place
+                    future.add_done_callback(done.put)
+                if not running:
+                    break
+                future = done.get()
+                place = running.pop(future)
+                if error := future.exception():
+                    failed = failed or error
+                    over.set()
+                else:
+                    yield place, future.result()
+        except KeyboardInterrupt:
+            yield from [(running[f], f.result()) for f in [*running] if not f.cancel() and not f.exception()]
+            raise
+        finally:
+            for future in running:
+                future.cancel()
+        if failed:
+            raise failed
 
-@patch
-def key(self: OpenAIModel) -> str:
-    "The key for the server; it is read whenever it is needed, and kept nowhere"
-    read_env()
-    if found := os.environ.get(self.endpoint.key):
-        return found
-    if is_local(self.url):
-        return "none"
-    why = f"needs a key for {self.url}: set {self.endpoint.key} in the environment or in .env"
-    raise ParameterError(
-        "model_provider",
-        self.endpoint.provider,
-        why + (" (any text, if the server wants none)" if self.endpoint.is_own else ""),
-    )
+    def answer_all(self, requests: list[ChatRequest]) -> list[ChatReply]:
+        return [reply for _, reply in sorted(self.answers(requests), key=lambda pair: pair[0])]
 
-# %% ../../nbs/40_language_models/02_openai_client.ipynb #c023
-@patch
-def answers(self: OpenAIModel, requests: Iterable[ChatRequest]) -> Iterator[tuple[int, ChatReply]]:
-    "Replies as they come, each with the place of its request; at the end `ServerFailed` or `RequestRefused`, if one failed"
-    self.check()
-    client, todo = _client(os.getpid(), self.url, self.key()), enumerate(requests)
-    running, done, over, failed = {}, SimpleQueue(), threading.Event(), None
-    try:
-        while True:
-            room = 0 if failed else self.settings.max_concurrent_requests - len(running)
-            for place, request in islice(todo, room):
-                future = in_background(self.answer(client, request, over))
-                running[future] = place
-                future.add_done_callback(done.put)
-            if not running:
-                break
-            future = done.get()
-            place = running.pop(future)
-            if error := future.exception():
-                failed = failed or error
-                over.set()
-            else:
-                yield place, future.result()
-    except KeyboardInterrupt:
-        yield from [(running[f], f.result()) for f in [*running] if not f.cancel() and not f.exception()]
-        raise
-    finally:
-        for future in running:
-            future.cancel()
-    if failed:
-        raise failed
+    def tell(self, what: str, wait: float):
+        "Say why it takes longer; where it takes much longer, as a warning"
+        (self.settings.logger or logger).log(logging.WARNING if wait > 10 else logging.INFO, self.scrub(what))
+
+    def scrub(self, text: str) -> str:
+        "`text` without the key, which some servers repeat"
+        return text.replace(self.key(), "…") if self.key() != "none" else text
+
+    def error(self, failure: Failure, failures: Counter) -> ChatError:
+        "What is raised when a request fails for good"
+        why = f"{self.endpoint.provider}, model {self.name!r}: {self.scrub(failure.why)}"
+        if failure.kind == "refused":
+            status = failure.why.partition(",")[0]
+            remedy = REMEDIES.get(int(status), "the request is not tried again")
+            return RequestRefused(f"{why}; {remedy.format(key=self.endpoint.key)}")
+        budget = {"wait": "num_api_generation_timeouts", "error": "num_api_connection_errors"}[failure.kind]
+        return ServerFailed(
+            f"{why}, after {failures.total()} attempts; is {self.url} well? so often it may fail: {budget}"
+        )
 
 # %% ../../nbs/40_language_models/02_openai_client.ipynb #c024
 @patch
-def answer_all(self: OpenAIModel, requests: list[ChatRequest]) -> list[ChatReply]:
-    return [reply for _, reply in sorted(self.answers(requests), key=lambda pair: pair[0])]
-
-
-@patch
 async def answer(self: OpenAIModel, client, request: ChatRequest, over: threading.Event) -> ChatReply:
     "One reply, after as many attempts as are allowed, or until `over` is set"
-    body, failures = body_of(self.name, request, self.names), Counter()
+    body = body_of(self.name, request, self.names)
+    failures = Counter()
     s = self.settings
     allowed = {"wait": s.num_api_generation_timeouts, "error": s.num_api_connection_errors, "refused": 0}
     while True:
@@ -367,32 +387,6 @@ async def pause(seconds: float, over: threading.Event):
     end = asyncio.get_running_loop().time() + seconds
     while not over.is_set() and (left := end - asyncio.get_running_loop().time()) > 0:
         await asyncio.sleep(min(left, 0.2))
-
-
-@patch
-def tell(self: OpenAIModel, what: str, wait: float):
-    "Say why it takes longer; where it takes much longer, as a warning"
-    (self.settings.logger or logger).log(logging.WARNING if wait > 10 else logging.INFO, self.scrub(what))
-
-
-@patch
-def scrub(self: OpenAIModel, text: str) -> str:
-    "`text` without the key, which some servers repeat"
-    return text.replace(self.key(), "…") if self.key() != "none" else text
-
-
-@patch
-def error(self: OpenAIModel, failure: Failure, failures: Counter) -> ChatError:
-    "What is raised when a request fails for good"
-    why = f"{self.endpoint.provider}, model {self.name!r}: {self.scrub(failure.why)}"
-    if failure.kind == "refused":
-        status = failure.why.partition(",")[0]
-        remedy = REMEDIES.get(int(status), "the request is not tried again")
-        return RequestRefused(f"{why}; {remedy.format(key=self.endpoint.key)}")
-    budget = {"wait": "num_api_generation_timeouts", "error": "num_api_connection_errors"}[failure.kind]
-    return ServerFailed(
-        f"{why}, after {failures.total()} attempts; is {self.url} well? so often it may fail: {budget}"
-    )
 
 # %% ../../nbs/40_language_models/02_openai_client.ipynb #c027
 def register_endpoint(

@@ -60,7 +60,8 @@ def lift(
     version: str | None,  # That wrote it
 ) -> dict[str, Any]:
     "`d` as the installed version would have written it"
-    age, d = version_tuple(version or "0"), deepcopy(dict(d))
+    age = version_tuple(version or "0")
+    d = deepcopy(dict(d))
     for step in list(conversions.values()):
         if version_tuple(step.new) > age:
             d = step.convert(d)
@@ -96,7 +97,10 @@ def with_rounds_from_1(value):
     "`min_message_rounds`, wherever it is in nested dicts, one higher"
     if not isinstance(value, Mapping):
         return value
-    raised = lambda k, v: v + 1 if k == "min_message_rounds" and isinstance(v, int) else with_rounds_from_1(v)
+
+    def raised(k, v):
+        return v + 1 if k == "min_message_rounds" and isinstance(v, int) else with_rounds_from_1(v)
+
     return {k: raised(k, v) for k, v in value.items()}
 
 
@@ -107,7 +111,10 @@ def to_1_0(d):
     name = d.get("interaction_protocol")
     d |= {"interaction_protocol": RENAMED.get(name, name)} if "interaction_protocol" in d else {}
     d |= {"spg": renamed(d["spg"], RENAMED_SPG)} if isinstance(d.get("spg"), Mapping) else {}
-    typed = lambda group: group | {"_type": RENAMED_TYPES.get(group["_type"], group["_type"])}
+
+    def typed(group):
+        return group | {"_type": RENAMED_TYPES.get(group["_type"], group["_type"])}
+
     return {k: typed(v) if isinstance(v, Mapping) and "_type" in v else v for k, v in d.items()}
 
 # %% ../../nbs/10_parameters/01_conversions.ipynb #c020
@@ -135,7 +142,8 @@ def to_2_0(d):
 # %% ../../nbs/10_parameters/01_conversions.ipynb #c024
 def age_of(d: Mapping[str, Any], installed: str) -> str | None:
     "The version that wrote `d`; None: from before there were versions"
-    version, signs = d.get("_package_version"), []
+    version = d.get("_package_version")
+    signs = []
     if version is None:
         signs = [sign for step in conversions.values() if step.old is None for sign in step.signs(d)]
         if signs:
@@ -159,7 +167,8 @@ def up_to_date(
     if d.get("_package_name", "nip") != "nip":
         raise ParameterError("_package_name", d["_package_name"], "is another package", ["nip"])
     version = age_of(d, installed)
-    then, now = version_tuple(version or "0"), version_tuple(installed)
+    then = version_tuple(version or "0")
+    now = version_tuple(installed)
     if then[0] > now[0]:
         why = f"is newer than the installed version {installed}, which cannot know what it means"
         raise ParameterError("_package_version", version, why)

@@ -11,7 +11,6 @@ import torch
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from fastcore.basics import patch
 from .validation import ParameterError, Parameters, param, plain
 from pathlib import Path
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -88,6 +87,14 @@ class ExperimentSettings(Parameters):
         "All trackers that are told of the run"
         return tuple(dict.fromkeys((*self.trackers, *(("wandb",) if self.use_wandb else ()))))
 
+    def to_dict(self) -> dict[str, Any]:
+        "The settings as plain values; functions and the like by their names"
+
+        def named(value):
+            return value if isinstance(value, str | int | float | list | None) else repr(value)
+
+        return {name: named(plain(getattr(self, name))) for name in self._specs()}
+
 # %% ../../nbs/10_parameters/04_settings.ipynb #c006
 def check_device(device: str):
     "Raise a `ParameterError` for a device that does not exist, or is not at hand"
@@ -96,13 +103,6 @@ def check_device(device: str):
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         why = str(error).splitlines()[0].rstrip(".")
         raise ParameterError("device", device, f"must be a device that is at hand ({why})") from None
-
-
-@patch
-def to_dict(self: ExperimentSettings) -> dict[str, Any]:
-    "The settings as plain values; functions and the like by their names"
-    named = lambda value: value if isinstance(value, str | int | float | list | None) else repr(value)
-    return {name: named(plain(getattr(self, name))) for name in self._specs()}
 
 # %% ../../nbs/10_parameters/04_settings.ipynb #c010
 _at_work = {"runs": 0, "threads": None, "before": None}  # One number of threads for all runs of a process

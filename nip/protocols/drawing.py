@@ -25,7 +25,10 @@ def legend_columns(width: float) -> int:
 def legend(self: ProtocolHandler) -> dict[str, dict]:
     "What signs and colours mean: label → style"
     heard = bool((self.agent_channel_visibility_mask.sum(0) > 1).any())
-    sign = lambda marker: {"ls": "none", "marker": marker}
+
+    def sign(marker):
+        return {"ls": "none", "marker": marker}
+
     signs = {"speaks": sign("o"), "speaks, and may decide": sign("D")} | (
         {"hears it": sign("v")} if heard else {}
     )
@@ -53,7 +56,8 @@ def drawing_size(self: ProtocolHandler) -> tuple[float, float]:
 @patch
 def spoken(self: ProtocolHandler, variant: int) -> list[tuple[float, int, int, bool]]:
     "What is said, in order: place in time, agent, channel, whether a verdict would count"
-    rounds, said = torch.arange(self.max_message_rounds), []
+    rounds = torch.arange(self.max_message_rounds)
+    said = []
     has_verifier = "verifier" in self.agent_names
     decides = self.decision_counts(rounds, torch.full_like(rounds, variant)) if has_verifier else rounds < 0
     for r in rounds.tolist():
@@ -71,7 +75,8 @@ def draw_message(self: ProtocolHandler, ax, place: float, agent: int, channel: i
     readers = [
         a for a in self.agent_channel_visibility_mask[:, channel].nonzero().flatten().tolist() if a != agent
     ]
-    ends, colour = [agent, *readers], style["color"]
+    ends = [agent, *readers]
+    colour = style["color"]
     ax.vlines(place, min(ends), max(ends), lw=1.6, zorder=2, **style)
     for reader in readers:
         head = "^" if reader < agent else "v"  # Lanes run downwards
@@ -104,7 +109,9 @@ def draw(self: ProtocolHandler, variant: int = 0, figure=None):
         import matplotlib.pyplot as plt
 
         figure = plt.figure(figsize=self.drawing_size, layout="constrained")
-    ax, n, rounds = figure.subplots(), self.num_agents, self.max_message_rounds
+    ax = figure.subplots()
+    n = self.num_agents
+    rounds = self.max_message_rounds
     ax.hlines(range(n), -0.5, rounds - 0.5, color=rcParams["text.color"], lw=0.8, alpha=0.35, zorder=1)
     for r in range(1, rounds, 2):
         ax.axvspan(r - 0.5, r + 0.5, color="grey", alpha=0.13, lw=0, zorder=0)

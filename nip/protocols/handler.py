@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 from dataclasses import dataclass
-from fastcore.basics import patch
 from html import escape
 from ..core.registry import Registry
 from ..parameters.hyper_params import protocol_handlers, register_parameters
@@ -65,7 +64,10 @@ class CommonProtocolParameters(Parameters):
     zero_knowledge: bool = False  # Wrap the protocol with a simulator and an adversarial verifier
 
 # %% ../../nbs/30_protocols/00_handler.ipynb #c010
-REJECT, ACCEPT, NO_DECISION = 0, 1, 2  # Values of a decision; a label y is one of the first two
+# Values of a decision; a label y is one of the first two
+REJECT = 0
+ACCEPT = 1
+NO_DECISION = 2
 
 
 class ProtocolHandler:
@@ -96,125 +98,173 @@ class ProtocolHandler:
     def __repr__(self):
         return f"{type(self).__name__}(agents={self.agent_names}, channels={self.message_channel_names}, rounds={self.max_message_rounds})"
 
-# %% ../../nbs/30_protocols/00_handler.ipynb #c012
-@patch(as_prop=True)
-def verifier_names(self: ProtocolHandler) -> list[str]:
-    return [a for a in self.agent_names if a == "verifier" or a.endswith("_verifier")]
+    @property
+    def verifier_names(self) -> list[str]:
+        return [a for a in self.agent_names if a == "verifier" or a.endswith("_verifier")]
 
+    @property
+    def prover_names(self) -> list[str]:
+        return [a for a in self.agent_names if a.startswith("prover")]
 
-@patch(as_prop=True)
-def prover_names(self: ProtocolHandler) -> list[str]:
-    return [a for a in self.agent_names if a.startswith("prover")]
+    @property
+    def decider_names(self) -> list[str]:
+        "Agents with a decision to make: verifiers, and whoever imitates one"
+        return [a for a in self.agent_names if a in self.verifier_names or a == "simulator"]
 
+    @property
+    def is_decider(self) -> Tensor:
+        "Which agents make decisions: bool `[agent]`"
+        return torch.tensor([a in self.decider_names for a in self.agent_names])
 
-@patch(as_prop=True)
-def decider_names(self: ProtocolHandler) -> list[str]:
-    "Agents with a decision to make: verifiers, and whoever imitates one"
-    return [a for a in self.agent_names if a in self.verifier_names or a == "simulator"]
+    @property
+    def num_agents(self) -> int:
+        return len(self.agent_names)
 
+    @property
+    def num_message_channels(self) -> int:
+        return len(self.message_channel_names)
 
-@patch(as_prop=True)
-def is_decider(self: ProtocolHandler) -> Tensor:
-    "Which agents make decisions: bool `[agent]`"
-    return torch.tensor([a in self.decider_names for a in self.agent_names])
+    @property
+    def default_stackelberg_sequence(self) -> list[tuple[str, ...]]:
+        "Groups of agents, leaders first: verifiers, then the rest"
+        rest = [a for a in self.agent_names if a not in self.verifier_names]
+        return [tuple(group) for group in (self.verifier_names, rest) if group]
 
+    @property
+    def stackelberg_sequence(self) -> list[tuple[str, ...]]:
+        "The sequence of `hyper_params.spg`, or the protocol's own"
+        chosen = self.hyper_params.spg.stackelberg_sequence
+        return self.default_stackelberg_sequence if chosen is None else [tuple(group) for group in chosen]
 
-@patch(as_prop=True)
-def num_agents(self: ProtocolHandler) -> int:
-    return len(self.agent_names)
-
-
-@patch(as_prop=True)
-def num_message_channels(self: ProtocolHandler) -> int:
-    return len(self.message_channel_names)
-
-# %% ../../nbs/30_protocols/00_handler.ipynb #c014
-@patch(as_prop=True)
-def default_stackelberg_sequence(self: ProtocolHandler) -> list[tuple[str, ...]]:
-    "Groups of agents, leaders first: verifiers, then the rest"
-    rest = [a for a in self.agent_names if a not in self.verifier_names]
-    return [tuple(group) for group in (self.verifier_names, rest) if group]
-
-
-@patch(as_prop=True)
-def stackelberg_sequence(self: ProtocolHandler) -> list[tuple[str, ...]]:
-    "The sequence of `hyper_params.spg`, or the protocol's own"
-    chosen = self.hyper_params.spg.stackelberg_sequence
-    return self.default_stackelberg_sequence if chosen is None else [tuple(group) for group in chosen]
-
-# %% ../../nbs/30_protocols/00_handler.ipynb #c016
-@patch(as_prop=True)
-def active(self: ProtocolHandler) -> Tensor:
-    "Who speaks: bool `[variant, round, agent, channel]`, made once"
-    if "_active" not in self.__dict__:
-        self._active = torch.tensor(
-            [
+    @property
+    def active(self) -> Tensor:
+        "Who speaks: bool `[variant, round, agent, channel]`, made once"
+        if "_active" not in self.__dict__:
+            self._active = torch.tensor(
                 [
                     [
-                        [self.is_agent_active_in_variant(a, r, c, v) for c in self.message_channel_names]
-                        for a in self.agent_names
+                        [
+                            [self.is_agent_active_in_variant(a, r, c, v) for c in self.message_channel_names]
+                            for a in self.agent_names
+                        ]
+                        for r in range(self.max_message_rounds)
                     ]
-                    for r in range(self.max_message_rounds)
+                    for v in range(self.num_variants)
                 ]
-                for v in range(self.num_variants)
-            ]
+            )
+        return self._active
+
+    @property
+    def agent_channel_visibility_mask(self) -> Tensor:
+        "Who reads: bool `[agent, channel]`"
+        pairs = set(self.agent_channel_visibility)
+        return torch.tensor([[(a, c) in pairs for c in self.message_channel_names] for a in self.agent_names])
+
+    def get_active_agents_mask_from_rounds_and_seed(self, round: Tensor, seed: Tensor) -> Tensor:
+        "Who speaks: `round [...]`, `seed [...]` → bool `[... agent channel]`"
+        table = self.active.to(round.device)
+        return table[seed % self.num_variants, round.clamp(max=self.max_message_rounds - 1)]
+
+    def get_verifier_guess_mask_from_rounds_and_seed(self, round: Tensor, seed: Tensor) -> Tensor:
+        "Whether the verifier may guess: `round [...]`, `seed [...]` → bool `[...]`"
+        verifier = self.agent_names.index("verifier")
+        return self.get_active_agents_mask_from_rounds_and_seed(round, seed)[..., verifier, :].any(-1)
+
+    def can_agent_be_active(self, agent: str, round: int, channel: str) -> bool:
+        "Whether some schedule has `agent` speak in `channel` in `round`"
+        a = self.agent_names.index(agent)
+        c = self.message_channel_names.index(channel)
+        return round < self.max_message_rounds and bool(self.active[:, round, a, c].any())
+
+    def can_agent_be_active_any_channel(self, agent: str, round: int) -> bool:
+        "Whether some schedule has `agent` speak in `round`"
+        return any(self.can_agent_be_active(agent, round, c) for c in self.message_channel_names)
+
+    @property
+    def agent_first_active_round(self) -> dict[str, int]:
+        "The first round in which each agent can speak"
+        speaks = self.active.any(0).any(-1)  # [round agent]
+        return {a: int(speaks[:, i].int().argmax()) for i, a in enumerate(self.agent_names)}
+
+    @property
+    def max_verifier_questions(self) -> int:
+        "The most turns the verifier can have, in any schedule"
+        return int(self.active[:, :, self.agent_names.index("verifier")].any(-1).sum(-1).max())
+
+    def channel_order(self, agent: str, round: int, seed: int) -> list[str]:
+        "The order in which `agent` is shown the channels it sees"
+        return [c for c in self.message_channel_names if (agent, c) in self.agent_channel_visibility]
+
+    def direct_rewards(self, td: TensorDictBase) -> Tensor:
+        "The part of the rewards `[B agent]` that is a function of the logits in `td`, with its gradient"
+        return torch.zeros(*td.batch_size, self.num_agents, device=td.device)
+
+    def decision_counts(self, round: Tensor, seed: Tensor) -> Tensor:
+        "Whether a verdict in this round would end the game: bool `[...]`"
+        may_guess = self.get_verifier_guess_mask_from_rounds_and_seed(round, seed)
+        return may_guess & (round >= self.min_message_rounds - 1)
+
+    @classmethod
+    def check_parameters(cls, hyper_params) -> None:
+        "Raise `ParameterError` where `hyper_params` cannot be played under this protocol"
+        handler = build_protocol_handler(hyper_params)
+        name = hyper_params.interaction_protocol
+        for agent in set(hyper_params.agents) - {"_default", *handler.agent_names}:
+            raise ParameterError(
+                f"agents.{agent}", agent, f"protocol {name!r} has no such agent", handler.agent_names
+            )
+        if not 1 <= handler.min_message_rounds <= handler.max_message_rounds:
+            raise ParameterError(f"{name}: min_message_rounds", handler.min_message_rounds,
+                                 f"must lie between 1 and max_message_rounds ({handler.max_message_rounds})")  # fmt: skip
+        handler.check_table()
+
+    def check_table(self) -> None:
+        "Raise `ValueError` where an agent would speak in a channel it does not see, or two in one channel at once"
+        names = self.agent_names
+        channels = self.message_channel_names
+        blind = self.active.any(0).any(0) & ~self.agent_channel_visibility_mask
+        for a, c in blind.nonzero().tolist():
+            raise ValueError(
+                f"{type(self).__name__}: {names[a]!r} speaks in {channels[c]!r}, which it does not see"
+            )
+        for v, r, c in (self.active.sum(2) > 1).nonzero().tolist():
+            both = " and ".join(
+                repr(names[a]) for a in self.active[v, r, :, c].nonzero().squeeze(-1).tolist()
+            )
+            raise ValueError(f"{type(self).__name__}: {both} speak in {channels[c]!r} at once, in round {r}")
+
+    def turn_table(self, variant: int = 0) -> list[list[str]]:
+        "Rows `[agent, channel, one sign per round]`"
+        rounds = torch.arange(self.max_message_rounds)
+        rows = []
+        has_verifier = "verifier" in self.agent_names
+        decides = (
+            self.decision_counts(rounds, torch.full_like(rounds, variant)) if has_verifier else rounds < 0
         )
-    return self._active
+        for a, agent in enumerate(self.agent_names):
+            for c, channel in enumerate(self.message_channel_names):
+                reads = "○" if self.agent_channel_visibility_mask[a, c] else ""
+                speaks = [("◆" if agent in self.decider_names and decides[r] else "●") for r in rounds]
+                rows.append(
+                    [
+                        agent,
+                        channel,
+                        *(s if self.active[variant, r, a, c] else reads for r, s in enumerate(speaks)),
+                    ]
+                )
+        return rows
 
-
-@patch(as_prop=True)
-def agent_channel_visibility_mask(self: ProtocolHandler) -> Tensor:
-    "Who reads: bool `[agent, channel]`"
-    pairs = set(self.agent_channel_visibility)
-    return torch.tensor([[(a, c) in pairs for c in self.message_channel_names] for a in self.agent_names])
-
-# %% ../../nbs/30_protocols/00_handler.ipynb #c018
-@patch
-def get_active_agents_mask_from_rounds_and_seed(self: ProtocolHandler, round: Tensor, seed: Tensor) -> Tensor:
-    "Who speaks: `round [...]`, `seed [...]` → bool `[... agent channel]`"
-    table = self.active.to(round.device)
-    return table[seed % self.num_variants, round.clamp(max=self.max_message_rounds - 1)]
-
-
-@patch
-def get_verifier_guess_mask_from_rounds_and_seed(
-    self: ProtocolHandler, round: Tensor, seed: Tensor
-) -> Tensor:
-    "Whether the verifier may guess: `round [...]`, `seed [...]` → bool `[...]`"
-    verifier = self.agent_names.index("verifier")
-    return self.get_active_agents_mask_from_rounds_and_seed(round, seed)[..., verifier, :].any(-1)
-
-
-@patch
-def can_agent_be_active(self: ProtocolHandler, agent: str, round: int, channel: str) -> bool:
-    "Whether some schedule has `agent` speak in `channel` in `round`"
-    a, c = self.agent_names.index(agent), self.message_channel_names.index(channel)
-    return round < self.max_message_rounds and bool(self.active[:, round, a, c].any())
-
-
-@patch
-def can_agent_be_active_any_channel(self: ProtocolHandler, agent: str, round: int) -> bool:
-    "Whether some schedule has `agent` speak in `round`"
-    return any(self.can_agent_be_active(agent, round, c) for c in self.message_channel_names)
-
-
-@patch(as_prop=True)
-def agent_first_active_round(self: ProtocolHandler) -> dict[str, int]:
-    "The first round in which each agent can speak"
-    speaks = self.active.any(0).any(-1)  # [round agent]
-    return {a: int(speaks[:, i].int().argmax()) for i, a in enumerate(self.agent_names)}
-
-
-@patch(as_prop=True)
-def max_verifier_questions(self: ProtocolHandler) -> int:
-    "The most turns the verifier can have, in any schedule"
-    return int(self.active[:, :, self.agent_names.index("verifier")].any(-1).sum(-1).max())
-
-# %% ../../nbs/30_protocols/00_handler.ipynb #c020
-@patch
-def channel_order(self: ProtocolHandler, agent: str, round: int, seed: int) -> list[str]:
-    "The order in which `agent` is shown the channels it sees"
-    return [c for c in self.message_channel_names if (agent, c) in self.agent_channel_visibility]
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{h}</th>" for h in ["agent", "channel", *range(self.max_message_rounds)])
+        tables = []
+        for v in range(self.num_variants):
+            rows = (
+                "".join(f"<td style='text-align:center'>{escape(cell)}</td>" for cell in row)
+                for row in self.turn_table(v)
+            )
+            caption = f"<caption>{type(self).__name__}{f', schedule {v}' if self.num_variants > 1 else ''}: ● speaks, ◆ may decide, ○ reads</caption>"
+            tables.append(f"<table>{caption}<tr>{head}</tr>{''.join(f'<tr>{r}</tr>' for r in rows)}</table>")
+        return "".join(tables)
 
 # %% ../../nbs/30_protocols/00_handler.ipynb #c022
 class SingleVerifierProtocolHandler(ProtocolHandler):
@@ -243,7 +293,8 @@ class SingleVerifierProtocolHandler(ProtocolHandler):
         "Reward `[...]` of each prover: paid as much as the verdict is the one it argues for, or what the verifier gets if shared"
         if self.common.shared_reward:
             return dict.fromkeys(self.prover_names, verifier_reward)
-        pay, share = self.common.prover_reward, lambda v: guess if v == ACCEPT else 1 - guess
+        pay = self.common.prover_reward
+        share = lambda v: guess if v == ACCEPT else 1 - guess
         return {p: pay * decided * share(v) for p, v in self.prover_verdicts.items()}
 
     def step_interaction_protocol(self, td: TensorDictBase) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -252,7 +303,9 @@ class SingleVerifierProtocolHandler(ProtocolHandler):
         Reads `y [... 1]`, `round [...]`, `seed [...]`, (`agents`, `decision`) `[... agent]`, and if there `stance [...]`,
         (`agents`, `grade`) `[... agent]` and (`agents`, `is_invalid`) `[... agent]`.
         """
-        y, round, verifier = td["y"].squeeze(-1), td["round"], self.agent_names.index("verifier")
+        y = td["y"].squeeze(-1)
+        round = td["round"]
+        verifier = self.agent_names.index("verifier")
         guess = self.verifier_guess(td["agents", "decision"][..., verifier], y)
         accepted = self.accepted(td, guess)  # [...], in [0, 1]
         may_guess = self.get_verifier_guess_mask_from_rounds_and_seed(round, td["seed"])
@@ -272,56 +325,38 @@ class SingleVerifierProtocolHandler(ProtocolHandler):
             reward = reward + self.common.invalid_reply_penalty * td["agents", "is_invalid"]
         return decided, decided.unsqueeze(-1).expand_as(reward), terminated, reward
 
-# %% ../../nbs/30_protocols/00_handler.ipynb #c024
-@patch
-def verifier_rewards(self: SingleVerifierProtocolHandler, decided: Tensor, terminated: Tensor, may_guess: Tensor,
-                     right: Tensor) -> Tensor:  # fmt: skip
-    "Reward `[...]` of the verifier, whose verdict is `right` (0 to 1) `[...]`"
-    c = self.common
-    waiting = torch.where(may_guess, c.verifier_no_guess_reward, 0.0)
-    undecided = torch.where(terminated, c.verifier_terminated_penalty, waiting)
-    least, most = (right.new_full((), r) for r in (c.verifier_incorrect_penalty, c.verifier_reward))
-    judged = torch.lerp(least, most, right)
-    if c.verifier_neutral_reward is not None:
-        judged = torch.where(right == 0.5, c.verifier_neutral_reward, judged)
-    return torch.where(decided, judged, undecided)
+    def verifier_rewards(self, decided: Tensor, terminated: Tensor, may_guess: Tensor,
+                         right: Tensor) -> Tensor:  # fmt: skip
+        "Reward `[...]` of the verifier, whose verdict is `right` (0 to 1) `[...]`"
+        c = self.common
+        waiting = torch.where(may_guess, c.verifier_no_guess_reward, 0.0)
+        undecided = torch.where(terminated, c.verifier_terminated_penalty, waiting)
+        least, most = (right.new_full((), r) for r in (c.verifier_incorrect_penalty, c.verifier_reward))
+        judged = torch.lerp(least, most, right)
+        if c.verifier_neutral_reward is not None:
+            judged = torch.where(right == 0.5, c.verifier_neutral_reward, judged)
+        return torch.where(decided, judged, undecided)
 
+    def reward_mid_point_estimate(self, agent: str) -> float:
+        "Half-way between an agent's good and bad outcome, to tell rewards above from those below"
+        c = self.common
+        if agent == "verifier" or (agent in self.prover_names and c.shared_reward):
+            return (c.verifier_reward + c.verifier_incorrect_penalty) / 2
+        return c.prover_reward / 2
 
-@patch
-def reward_mid_point_estimate(self: SingleVerifierProtocolHandler, agent: str) -> float:
-    "Half-way between an agent's good and bad outcome, to tell rewards above from those below"
-    c = self.common
-    if agent == "verifier" or (agent in self.prover_names and c.shared_reward):
-        return (c.verifier_reward + c.verifier_incorrect_penalty) / 2
-    return c.prover_reward / 2
-
-
-@patch
-def reward_range(self: SingleVerifierProtocolHandler, agent: str) -> tuple[float, float]:
-    "Least and greatest reward of `agent` in a round"
-    c, pay = self.common, (0.0, self.common.prover_reward)
-    if agent == "verifier" or (agent in self.prover_names and c.shared_reward):
-        pay = (
-            0.0,
-            c.verifier_reward,
-            c.verifier_incorrect_penalty,
-            c.verifier_terminated_penalty,
-            c.verifier_no_guess_reward,
-        )
-    return min(pay), max(pay)
-
-# %% ../../nbs/30_protocols/00_handler.ipynb #c026
-@patch
-def direct_rewards(self: ProtocolHandler, td: TensorDictBase) -> Tensor:
-    "The part of the rewards `[B agent]` that is a function of the logits in `td`, with its gradient"
-    return torch.zeros(*td.batch_size, self.num_agents, device=td.device)
-
-# %% ../../nbs/30_protocols/00_handler.ipynb #c028
-@patch
-def decision_counts(self: ProtocolHandler, round: Tensor, seed: Tensor) -> Tensor:
-    "Whether a verdict in this round would end the game: bool `[...]`"
-    may_guess = self.get_verifier_guess_mask_from_rounds_and_seed(round, seed)
-    return may_guess & (round >= self.min_message_rounds - 1)
+    def reward_range(self, agent: str) -> tuple[float, float]:
+        "Least and greatest reward of `agent` in a round"
+        c = self.common
+        pay = (0.0, self.common.prover_reward)
+        if agent == "verifier" or (agent in self.prover_names and c.shared_reward):
+            pay = (
+                0.0,
+                c.verifier_reward,
+                c.verifier_incorrect_penalty,
+                c.verifier_terminated_penalty,
+                c.verifier_no_guess_reward,
+            )
+        return min(pay), max(pay)
 
 # %% ../../nbs/30_protocols/00_handler.ipynb #c030
 class DeterministicSingleVerifierProtocolHandler(SingleVerifierProtocolHandler):
@@ -351,65 +386,3 @@ def build_protocol_handler(hyper_params) -> ProtocolHandler:
     for switch, wrapper in protocol_wrappers.items():
         handler = wrapper(handler) if getattr(hyper_params.protocol_common, switch) else handler
     return handler
-
-# %% ../../nbs/30_protocols/00_handler.ipynb #c033
-@patch(cls_method=True)
-def check_parameters(cls: ProtocolHandler, hyper_params) -> None:
-    "Raise `ParameterError` where `hyper_params` cannot be played under this protocol"
-    handler, name = build_protocol_handler(hyper_params), hyper_params.interaction_protocol
-    for agent in set(hyper_params.agents) - {"_default", *handler.agent_names}:
-        raise ParameterError(
-            f"agents.{agent}", agent, f"protocol {name!r} has no such agent", handler.agent_names
-        )
-    if not 1 <= handler.min_message_rounds <= handler.max_message_rounds:
-        raise ParameterError(f"{name}: min_message_rounds", handler.min_message_rounds,
-                             f"must lie between 1 and max_message_rounds ({handler.max_message_rounds})")  # fmt: skip
-    handler.check_table()
-
-
-@patch
-def check_table(self: ProtocolHandler) -> None:
-    "Raise `ValueError` where an agent would speak in a channel it does not see, or two in one channel at once"
-    names, channels = self.agent_names, self.message_channel_names
-    blind = self.active.any(0).any(0) & ~self.agent_channel_visibility_mask
-    for a, c in blind.nonzero().tolist():
-        raise ValueError(
-            f"{type(self).__name__}: {names[a]!r} speaks in {channels[c]!r}, which it does not see"
-        )
-    for v, r, c in (self.active.sum(2) > 1).nonzero().tolist():
-        both = " and ".join(repr(names[a]) for a in self.active[v, r, :, c].nonzero().squeeze(-1).tolist())
-        raise ValueError(f"{type(self).__name__}: {both} speak in {channels[c]!r} at once, in round {r}")
-
-# %% ../../nbs/30_protocols/00_handler.ipynb #c035
-@patch
-def turn_table(self: ProtocolHandler, variant: int = 0) -> list[list[str]]:
-    "Rows `[agent, channel, one sign per round]`"
-    rounds, rows = torch.arange(self.max_message_rounds), []
-    has_verifier = "verifier" in self.agent_names
-    decides = self.decision_counts(rounds, torch.full_like(rounds, variant)) if has_verifier else rounds < 0
-    for a, agent in enumerate(self.agent_names):
-        for c, channel in enumerate(self.message_channel_names):
-            reads = "○" if self.agent_channel_visibility_mask[a, c] else ""
-            speaks = [("◆" if agent in self.decider_names and decides[r] else "●") for r in rounds]
-            rows.append(
-                [
-                    agent,
-                    channel,
-                    *(s if self.active[variant, r, a, c] else reads for r, s in enumerate(speaks)),
-                ]
-            )
-    return rows
-
-# %% ../../nbs/30_protocols/00_handler.ipynb #c036
-@patch
-def _repr_html_(self: ProtocolHandler) -> str:
-    head = "".join(f"<th>{h}</th>" for h in ["agent", "channel", *range(self.max_message_rounds)])
-    tables = []
-    for v in range(self.num_variants):
-        rows = (
-            "".join(f"<td style='text-align:center'>{escape(cell)}</td>" for cell in row)
-            for row in self.turn_table(v)
-        )
-        caption = f"<caption>{type(self).__name__}{f', schedule {v}' if self.num_variants > 1 else ''}: ● speaks, ◆ may decide, ○ reads</caption>"
-        tables.append(f"<table>{caption}<tr>{head}</tr>{''.join(f'<tr>{r}</tr>' for r in rows)}</table>")
-    return "".join(tables)

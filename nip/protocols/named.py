@@ -14,7 +14,17 @@ from dataclasses import dataclass
 from ..core.seeds import derive_seed
 from ..parameters.hyper_params import protocol_handlers, register_parameters
 from ..parameters.validation import ParameterError, Parameters, param
-from .handler import ACCEPT, CommonProtocolParameters, DeterministicSingleVerifierProtocolHandler, NO_DECISION, ProtocolHandler, REJECT, SingleVerifierProtocolHandler, build_protocol_handler, register_protocol_handler
+from nip.protocols.handler import (
+    ACCEPT,
+    CommonProtocolParameters,
+    DeterministicSingleVerifierProtocolHandler,
+    NO_DECISION,
+    ProtocolHandler,
+    REJECT,
+    SingleVerifierProtocolHandler,
+    build_protocol_handler,
+    register_protocol_handler,
+)
 
 _all_ = ["ProtocolHandler", "SingleVerifierProtocolHandler", "DeterministicSingleVerifierProtocolHandler",
          "CommonProtocolParameters", "register_protocol_handler", "build_protocol_handler", "protocol_handlers",
@@ -55,7 +65,8 @@ class AdpProtocol(DeterministicSingleVerifierProtocolHandler):
     "The prover speaks once, then the verifier decides"
 
     agent_names = ["prover", "verifier"]
-    max_message_rounds, min_message_rounds = 2, 1
+    max_message_rounds = 2
+    min_message_rounds = 1
 
     def is_agent_active(self, agent: str, round: int, channel: str) -> bool:
         return agent == ("prover", "verifier")[round]
@@ -148,7 +159,9 @@ class MerlinArthurProtocol(SingleVerifierProtocolHandler):
     "One of two provers speaks once, then the verifier decides"
 
     agent_names = ["prover0", "prover1", "verifier"]
-    max_message_rounds, min_message_rounds, num_variants = 2, 1, 2
+    max_message_rounds = 2
+    min_message_rounds = 1
+    num_variants = 2
     provers_are_anonymous = True
 
     def is_agent_active_in_variant(self, agent: str, round: int, channel: str, variant: int) -> bool:
@@ -160,7 +173,8 @@ class SoloVerifierProtocol(DeterministicSingleVerifierProtocolHandler):
     "The verifier decides at once, alone"
 
     agent_names = ["verifier"]
-    max_message_rounds, min_message_rounds = 1, 1
+    max_message_rounds = 1
+    min_message_rounds = 1
 
     def is_agent_active(self, agent: str, round: int, channel: str) -> bool:
         return True
@@ -172,7 +186,8 @@ class MultiChannelTestProtocol(DeterministicSingleVerifierProtocolHandler):
 
     agent_names = ["prover0", "prover1", "prover2", "verifier"]
     message_channel_names = ["main", "prover0_verifier", "prover_chat"]
-    max_message_rounds, min_message_rounds = 8, 2
+    max_message_rounds = 8
+    min_message_rounds = 2
     max_verifier_questions = 4  # Two turns, in two channels each
     speakers = {"main": ("prover1", "prover2", "verifier"), "prover0_verifier": (None, "prover0", "verifier"),
                 "prover_chat": ("prover0", "prover1", "prover2")}  # fmt: skip

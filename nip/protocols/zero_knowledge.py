@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from dataclasses import dataclass
-from fastcore.basics import patch
 from ..parameters.hyper_params import register_parameters
 from ..parameters.validation import ParameterError, Parameters, param
 from .handler import NO_DECISION, ProtocolHandler, protocol_wrappers
@@ -38,13 +37,16 @@ def likeness(a: Tensor, b: Tensor, counts: Tensor | None = None, of: str = "logi
     "Cosine `[B]` between logits `a`, `b` `[B … k]` (or their probabilities) where `counts [B …]`; 0 where one of them is zero"
     possible = (a > RULED_OUT) & (b > RULED_OUT)
     if of == "probabilities":
-        a, b = a.softmax(-1), b.softmax(-1)
+        a = a.softmax(-1)
+        b = b.softmax(-1)
     counts = possible if counts is None else possible & counts.unsqueeze(-1)
     a, b = (torch.where(counts, x, 0.0).flatten(1) for x in (a, b))
     return F.cosine_similarity(a, b, eps=1e-8)
 
 # %% ../../nbs/30_protocols/04_zero_knowledge.ipynb #c012
 COPIES = ("standard", "adversarial", "simulator")
+
+
 TWINS = {
     "adversarial": "adversarial_verifier",
     "simulator": "simulator",
@@ -59,13 +61,15 @@ class ZeroKnowledge(ProtocolHandler):
 
     def __init__(self, base: ProtocolHandler):
         super().__init__(base.hyper_params)
-        self.base, self.name = base, base.hyper_params.interaction_protocol
+        self.base = base
+        self.name = base.hyper_params.interaction_protocol
         if base.verifier_names != ["verifier"]:
             why = f"{self.name!r} does not have a single verifier called 'verifier'"
             raise ParameterError("protocol_common.zero_knowledge", True, why, [False])
         self.agent_names = [*base.agent_names, *TWINS.values()]
         self.message_channel_names = [f"{c}_{copy}" for copy in COPIES for c in base.message_channel_names]
-        self.max_message_rounds, self.min_message_rounds = base.max_message_rounds, base.min_message_rounds
+        self.max_message_rounds = base.max_message_rounds
+        self.min_message_rounds = base.min_message_rounds
         self.num_variants = base.num_variants
 
     def counterpart(self, agent: str, channel: str) -> tuple[str, str] | None:
@@ -76,128 +80,113 @@ class ZeroKnowledge(ProtocolHandler):
         plays = TWINS.get(copy, "verifier")
         return ("verifier", base_channel) if agent == plays else None
 
-# %% ../../nbs/30_protocols/04_zero_knowledge.ipynb #c014
-@patch
-def is_agent_active_in_variant(
-    self: ZeroKnowledge, agent: str, round: int, channel: str, variant: int
-) -> bool:
-    pair = self.counterpart(agent, channel)
-    return pair is not None and bool(self.base.is_agent_active_in_variant(pair[0], round, pair[1], variant))
+    def is_agent_active_in_variant(self, agent: str, round: int, channel: str, variant: int) -> bool:
+        pair = self.counterpart(agent, channel)
+        return pair is not None and bool(
+            self.base.is_agent_active_in_variant(pair[0], round, pair[1], variant)
+        )
 
+    @property
+    def agent_channel_visibility(self) -> list[tuple[str, str]]:
+        "Pairs (agent, channel): each copy of a channel is read by those who stand behind its readers"
+        seen = set(self.base.agent_channel_visibility)
+        pairs = [(a, c) for a in self.agent_names for c in self.message_channel_names]
+        return [(a, c) for a, c in pairs if self.counterpart(a, c) in seen]
 
-@patch(as_prop=True)
-def agent_channel_visibility(self: ZeroKnowledge) -> list[tuple[str, str]]:
-    "Pairs (agent, channel): each copy of a channel is read by those who stand behind its readers"
-    seen, pairs = (
-        set(self.base.agent_channel_visibility),
-        [(a, c) for a in self.agent_names for c in self.message_channel_names],
-    )
-    return [(a, c) for a, c in pairs if self.counterpart(a, c) in seen]
+    @property
+    def prover_verdicts(self) -> dict[str, int]:
+        return self.base.prover_verdicts
 
+    def verifier_guess(self, decision: Tensor, y: Tensor) -> Tensor:
+        return self.base.verifier_guess(decision, y)
 
-@patch(as_prop=True)
-def prover_verdicts(self: ZeroKnowledge) -> dict[str, int]:
-    return self.base.prover_verdicts
+    def channel_order(self, agent: str, round: int, seed: int) -> list[str]:
+        behind = {a: "verifier" for a in TWINS.values()}
+        order = self.base.channel_order(behind.get(agent, agent), round, seed)
+        return [
+            name
+            for copy in COPIES
+            for c in order
+            if (agent, name := f"{c}_{copy}") in self.agent_channel_visibility
+        ]
 
+    def imitation(self, td: TensorDictBase, learner: str | None = None) -> Tensor:
+        "s `[B]`, with a gradient for the logits of `learner` alone"
+        adversary, simulator = (self.agent_names.index(a) for a in TWINS.values())
+        playing = (
+            ~td["agents", "done"][:, adversary] if ("agents", "done") in td.keys(True) else td["round"] >= 0
+        )
+        active = self.get_active_agents_mask_from_rounds_and_seed(td["round"], td["seed"])[
+            :, adversary
+        ] & playing.unsqueeze(-1)
+        channels = {
+            copy: [i for i, c in enumerate(self.message_channel_names) if c.endswith(f"_{copy}")]
+            for copy in TWINS
+        }
+        zk = self.hyper_params.zk_protocol
+        total = torch.zeros(td.batch_size, device=td["round"].device)
+        for key in ("main_message_logits", "linear_message_logits", "decision_logits"):
+            if ("agents", key) not in td.keys(True):
+                continue
+            own = {copy: td["agents", key][:, self.agent_names.index(a)] for copy, a in TWINS.items()}
+            own = {copy: z if TWINS[copy] == learner else z.detach() for copy, z in own.items()}
+            if key == "decision_logits":
+                decides = self.decision_counts(td["round"], td["seed"]) & playing
+                total = total + likeness(*own.values(), of=zk.likeness_of) * decides
+            else:
+                spoken = active[:, channels["adversarial"]].unsqueeze(-1)
+                said = (own[copy][:, channels[copy]] for copy in TWINS)
+                total = total + likeness(*said, spoken, zk.likeness_of)
+        return zk.simulator_reward_coefficient * total
 
-@patch
-def verifier_guess(self: ZeroKnowledge, decision: Tensor, y: Tensor) -> Tensor:
-    return self.base.verifier_guess(decision, y)
+    def direct_rewards(self, td: TensorDictBase) -> Tensor:
+        reward = torch.zeros(*td.batch_size, self.num_agents, device=td["round"].device)
+        for sign, agent in zip((-1, 1), TWINS.values()):
+            reward[:, self.agent_names.index(agent)] = sign * self.imitation(td, agent)
+        return reward
 
+    def step_interaction_protocol(self, td: TensorDictBase) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As of any protocol; reads (`agents`, `done`) `[B agent]` and the logits, too.
 
-@patch
-def channel_order(self: ZeroKnowledge, agent: str, round: int, seed: int) -> list[str]:
-    behind = {a: "verifier" for a in TWINS.values()}
-    order = self.base.channel_order(behind.get(agent, agent), round, seed)
-    return [
-        name
-        for copy in COPIES
-        for c in order
-        if (agent, name := f"{c}_{copy}") in self.agent_channel_visibility
-    ]
+        Without logits (`main_message_logits [B agent channel position candidate]`, `decision_logits [B agent 3]`) nothing is imitated.
+        """
+        before = td["agents", "done"]
+        round = td["round"]
+        verifier, adversary = (self.agent_names.index(a) for a in ("verifier", "adversarial_verifier"))
+        decided, _, _, reward = self.base.step_interaction_protocol(td)
+        reward = reward * ~before[:, verifier].unsqueeze(-1)
+        s = self.imitation(td)
+        is_prover = torch.tensor(
+            [a in self.base.prover_names for a in self.base.agent_names], device=s.device
+        )
+        reward = (
+            reward + self.hyper_params.zk_protocol.aux_prover_reward_coefficient * s.unsqueeze(-1) * is_prover
+        )
+        guessed = td["agents", "decision"][:, adversary] != NO_DECISION
+        done = before.clone()
+        done[:, verifier] |= decided
+        done[:, adversary] |= guessed & self.decision_counts(round, td["seed"])
+        shared = done[:, verifier] & done[:, adversary]
+        out_of_rounds = ~shared & (round >= self.max_message_rounds - 1)
+        return (
+            shared,
+            done | shared.unsqueeze(-1),
+            out_of_rounds,
+            torch.cat([reward, -s.unsqueeze(-1), s.unsqueeze(-1)], -1),
+        )
+
+    def reward_mid_point_estimate(self, agent: str) -> float:
+        return 0.0 if agent in TWINS.values() else self.base.reward_mid_point_estimate(agent)
+
+    def reward_range(self, agent: str) -> tuple[float, float]:
+        zk = self.hyper_params.zk_protocol
+        kinds = 3 if self.hyper_params.include_linear_message_space else 2
+        most = kinds * abs(zk.simulator_reward_coefficient)
+        if agent in TWINS.values():
+            return -most, most
+        low, high = self.base.reward_range(agent)
+        extra = most * abs(zk.aux_prover_reward_coefficient) if agent in self.base.prover_names else 0.0
+        return min(low, 0.0) - extra, max(high, 0.0) + extra
 
 # %% ../../nbs/30_protocols/04_zero_knowledge.ipynb #c019
-@patch
-def imitation(self: ZeroKnowledge, td: TensorDictBase, learner: str | None = None) -> Tensor:
-    "s `[B]`, with a gradient for the logits of `learner` alone"
-    adversary, simulator = (self.agent_names.index(a) for a in TWINS.values())
-    playing = ~td["agents", "done"][:, adversary] if ("agents", "done") in td.keys(True) else td["round"] >= 0
-    active = self.get_active_agents_mask_from_rounds_and_seed(td["round"], td["seed"])[
-        :, adversary
-    ] & playing.unsqueeze(-1)
-    channels = {
-        copy: [i for i, c in enumerate(self.message_channel_names) if c.endswith(f"_{copy}")]
-        for copy in TWINS
-    }
-    zk, total = self.hyper_params.zk_protocol, torch.zeros(td.batch_size, device=td["round"].device)
-    for key in ("main_message_logits", "linear_message_logits", "decision_logits"):
-        if ("agents", key) not in td.keys(True):
-            continue
-        own = {copy: td["agents", key][:, self.agent_names.index(a)] for copy, a in TWINS.items()}
-        own = {copy: z if TWINS[copy] == learner else z.detach() for copy, z in own.items()}
-        if key == "decision_logits":
-            decides = self.decision_counts(td["round"], td["seed"]) & playing
-            total = total + likeness(*own.values(), of=zk.likeness_of) * decides
-        else:
-            spoken = active[:, channels["adversarial"]].unsqueeze(-1)
-            said = (own[copy][:, channels[copy]] for copy in TWINS)
-            total = total + likeness(*said, spoken, zk.likeness_of)
-    return zk.simulator_reward_coefficient * total
-
-
-@patch
-def direct_rewards(self: ZeroKnowledge, td: TensorDictBase) -> Tensor:
-    reward = torch.zeros(*td.batch_size, self.num_agents, device=td["round"].device)
-    for sign, agent in zip((-1, 1), TWINS.values()):
-        reward[:, self.agent_names.index(agent)] = sign * self.imitation(td, agent)
-    return reward
-
-
 ZeroKnowledge.has_direct_rewards = True
-
-# %% ../../nbs/30_protocols/04_zero_knowledge.ipynb #c021
-@patch
-def step_interaction_protocol(
-    self: ZeroKnowledge, td: TensorDictBase
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As of any protocol; reads (`agents`, `done`) `[B agent]` and the logits, too.
-
-    Without logits (`main_message_logits [B agent channel position candidate]`, `decision_logits [B agent 3]`) nothing is imitated.
-    """
-    before, round = td["agents", "done"], td["round"]
-    verifier, adversary = (self.agent_names.index(a) for a in ("verifier", "adversarial_verifier"))
-    decided, _, _, reward = self.base.step_interaction_protocol(td)
-    reward = reward * ~before[:, verifier].unsqueeze(-1)
-    s = self.imitation(td)
-    is_prover = torch.tensor([a in self.base.prover_names for a in self.base.agent_names], device=s.device)
-    reward = (
-        reward + self.hyper_params.zk_protocol.aux_prover_reward_coefficient * s.unsqueeze(-1) * is_prover
-    )
-    guessed = td["agents", "decision"][:, adversary] != NO_DECISION
-    done = before.clone()
-    done[:, verifier] |= decided
-    done[:, adversary] |= guessed & self.decision_counts(round, td["seed"])
-    shared = done[:, verifier] & done[:, adversary]
-    out_of_rounds = ~shared & (round >= self.max_message_rounds - 1)
-    return (
-        shared,
-        done | shared.unsqueeze(-1),
-        out_of_rounds,
-        torch.cat([reward, -s.unsqueeze(-1), s.unsqueeze(-1)], -1),
-    )
-
-# %% ../../nbs/30_protocols/04_zero_knowledge.ipynb #c022
-@patch
-def reward_mid_point_estimate(self: ZeroKnowledge, agent: str) -> float:
-    return 0.0 if agent in TWINS.values() else self.base.reward_mid_point_estimate(agent)
-
-
-@patch
-def reward_range(self: ZeroKnowledge, agent: str) -> tuple[float, float]:
-    zk, kinds = self.hyper_params.zk_protocol, 3 if self.hyper_params.include_linear_message_space else 2
-    most = kinds * abs(zk.simulator_reward_coefficient)
-    if agent in TWINS.values():
-        return -most, most
-    low, high = self.base.reward_range(agent)
-    extra = most * abs(zk.aux_prover_reward_coefficient) if agent in self.base.prover_names else 0.0
-    return min(low, 0.0) - extra, max(high, 0.0) + extra

@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from fastcore.basics import patch
 from functools import partial
 from ..agents.checkpoints import load_agents
 from ..agents.combined import CombinedBody, CombinedPolicyHead, CombinedValueHead, CombinedWhole
@@ -33,6 +32,8 @@ __all__ = ['PART_MAKERS', 'RANDOM_PARTS', 'build_agent', 'ScenarioInstance', 'bu
 # %% ../../nbs/80_scenarios/01_build.ipynb #c005
 PART_MAKERS = {"body": "make_body", "policy_head": "make_policy_head", "value_body": "make_body", "value_head": "make_value_head",
                "solo_head": "make_solo_head", "whole": "make_whole"}  # fmt: skip
+
+
 RANDOM_PARTS = {
     "body": RandomBody,
     "policy_head": RandomPolicyHead,
@@ -51,7 +52,9 @@ def build_agent(
     "The agent `name` with the parts `part_names`, on the CPU"
     hyper_params = scenario.hyper_params
     context = PartContext(hyper_params, hyper_params.agents[name], protocol, name, spaces)
-    p, classes = context.params, {}  # Of parts that are not the scenario's own
+    # Of parts that are not the scenario's own
+    p = context.params
+    classes = {}
     if p.is_random or p.use_manual_architecture:
         classes = RANDOM_PARTS | (scenario.manual_parts if p.use_manual_architecture else {})
     parts = {}
@@ -90,10 +93,54 @@ class ScenarioInstance:
         for a, agent in self.agents.items():
             agent.load_state_dict(below(state, a))
 
+    @property
+    def tensor_parts(self) -> dict[str, torch.nn.Module]:
+        "Combined parts through which tensors flow; through language models, words do"
+        return {kind: part for kind, part in self.combined.items() if not isinstance(part, CombinedWhole)}
+
+    def shape_flow(self, agent: str, num_games: int = 2) -> dict[str, list[tuple]]:
+        "Rows (name, kind, shape) for each part of `agent`, from a batch of fresh games"
+        games = torch.arange(num_games)
+        td = self.train_environment.start(games, 0 * games)
+        rows = {}
+        td["agents", "active"] = torch.ones_like(td["agents", "active"])
+        for kind, combined in self.tensor_parts.items():
+            rows[kind] = combined.parts[agent].shape_flow(combined.seen_by(agent, td, games.to(td.device)))
+            with torch.no_grad():
+                td = combined(td)
+        i = self.protocol_handler.agent_names.index(agent)
+        alone = {kind: part for kind, part in self.agents[agent].parts.items() if kind not in self.combined}
+        for kind, part in alone.items():  # Parts that are run by their trainer
+            rows[kind] = part.shape_flow(
+                {k: td["agents", k][:, i] if ("agents", k) in td.keys(True) else td[k] for k in part.in_keys}
+            )
+        return rows
+
+    def _repr_html_(self) -> str:
+        shapes = (lambda name: _shapes_html(self, name)) if self.combined else (lambda name: "")
+        stages = {
+            "protocol": self.protocol_handler._repr_html_(),
+            "training data": self.train_dataset._repr_html_(),
+            "test data": self.test_dataset._repr_html_(),
+        }
+        stages |= {f"agent {name}": agent._repr_html_() + shapes(name) for name, agent in self.agents.items()}
+        body = "".join(
+            f"<details><summary>{name}</summary>{content}</details>" for name, content in stages.items()
+        )
+
+        def space(s):
+            return "are text" if isinstance(s, TextSpace) else f"name one of {s.size} candidates {s.shape}"
+
+        env = self.train_environment
+        said = " and ".join(map(space, self.message_spaces))
+        games = f"<p>{env.batch_size[0]} games at a time; messages {said}</p>" if env else ""
+        return f"<b>{self.hyper_params.scenario}</b>, {self.hyper_params.interaction_protocol}{body}{games}"
+
 # %% ../../nbs/80_scenarios/01_build.ipynb #c008
 def build_dataset(scenario: Scenario, split: str) -> Dataset:
     "The data of `split`, on the device if the settings say so"
-    dataset, settings = scenario.load_dataset(split), scenario.settings
+    dataset = scenario.load_dataset(split)
+    settings = scenario.settings
     return (
         Dataset(dataset.td.to(settings.device), dataset.description)
         if settings.dataset_on_device
@@ -132,7 +179,10 @@ def build_environments(hp, settings, protocol, datasets, spaces, num_envs: int) 
 def combine_agents(scenario, protocol, spaces, agents: dict[str, Agent]) -> dict[str, torch.nn.Module]:
     "Each kind of part combined over agents"
     first = next(iter(agents.values())).parts
-    part = lambda name: {a: agent.parts[name] for a, agent in agents.items()}
+
+    def part(name):
+        return {a: agent.parts[name] for a, agent in agents.items()}
+
     suffix = "_for_value" if "value_body" in first else ""
     makers = {"whole": lambda: CombinedWhole(part("whole"), protocol), "body": lambda: CombinedBody(part("body"), protocol),
               "policy_head": lambda: CombinedPolicyHead(part("policy_head"), protocol, spaces, partial(scenario.message_mask, protocol)),
@@ -161,14 +211,16 @@ def stage_names(hyper_params) -> list[str]:
 
 def build_stages(hyper_params, settings: ExperimentSettings | None = None, datasets=None) -> Iterator[tuple[str, object]]:  # fmt: skip
     "Build all components of an experiment; pairs (stage, what was built), last the `ScenarioInstance`"
-    settings, trainer_class = settings or ExperimentSettings(), trainers[hyper_params.trainer]
+    settings = settings or ExperimentSettings()
+    trainer_class = trainers[hyper_params.trainer]
     scenario = scenarios[hyper_params.scenario](hyper_params, settings)
     yield "protocol", (protocol := build_protocol_handler(hyper_params))
     train, test = datasets or (None, None)
     yield "training data", (train := train or build_dataset(scenario, "train"))
     yield "test data", (test := test or build_dataset(scenario, hyper_params.test_dataset_split))
     yield "messages", (spaces := build_message_spaces(scenario, (train, test)))
-    part_names, agents = trainer_class.part_names(hyper_params), {}
+    part_names = trainer_class.part_names(hyper_params)
+    agents = {}
     for name in protocol.agent_names:
         agents[name] = build_agent(scenario, protocol, spaces, name, part_names)
         yield f"agent {name}", agents[name]
@@ -198,31 +250,6 @@ def build_scenario_instance(
     return instance
 
 # %% ../../nbs/80_scenarios/01_build.ipynb #c014
-@patch(as_prop=True)
-def tensor_parts(self: ScenarioInstance) -> dict[str, torch.nn.Module]:
-    "Combined parts through which tensors flow; through language models, words do"
-    return {kind: part for kind, part in self.combined.items() if not isinstance(part, CombinedWhole)}
-
-
-@patch
-def shape_flow(self: ScenarioInstance, agent: str, num_games: int = 2) -> dict[str, list[tuple]]:
-    "Rows (name, kind, shape) for each part of `agent`, from a batch of fresh games"
-    games = torch.arange(num_games)
-    td, rows = self.train_environment.start(games, 0 * games), {}
-    td["agents", "active"] = torch.ones_like(td["agents", "active"])
-    for kind, combined in self.tensor_parts.items():
-        rows[kind] = combined.parts[agent].shape_flow(combined.seen_by(agent, td, games.to(td.device)))
-        with torch.no_grad():
-            td = combined(td)
-    i = self.protocol_handler.agent_names.index(agent)
-    alone = {kind: part for kind, part in self.agents[agent].parts.items() if kind not in self.combined}
-    for kind, part in alone.items():  # Parts that are run by their trainer
-        rows[kind] = part.shape_flow(
-            {k: td["agents", k][:, i] if ("agents", k) in td.keys(True) else td[k] for k in part.in_keys}
-        )
-    return rows
-
-
 def _shapes_html(instance: ScenarioInstance, agent: str) -> str:
     tables = {
         kind: html_table(["", "kind", "shape"], rows) for kind, rows in instance.shape_flow(agent).items()
@@ -231,21 +258,3 @@ def _shapes_html(instance: ScenarioInstance, agent: str) -> str:
         f"<details><summary>shapes in the {kind}, for two games</summary>{t}</details>"
         for kind, t in tables.items()
     )
-
-
-@patch
-def _repr_html_(self: ScenarioInstance) -> str:
-    shapes = (lambda name: _shapes_html(self, name)) if self.combined else (lambda name: "")
-    stages = {
-        "protocol": self.protocol_handler._repr_html_(),
-        "training data": self.train_dataset._repr_html_(),
-        "test data": self.test_dataset._repr_html_(),
-    }
-    stages |= {f"agent {name}": agent._repr_html_() + shapes(name) for name, agent in self.agents.items()}
-    body = "".join(
-        f"<details><summary>{name}</summary>{content}</details>" for name, content in stages.items()
-    )
-    space = lambda s: "are text" if isinstance(s, TextSpace) else f"name one of {s.size} candidates {s.shape}"
-    env, said = self.train_environment, " and ".join(map(space, self.message_spaces))
-    games = f"<p>{env.batch_size[0]} games at a time; messages {said}</p>" if env else ""
-    return f"<b>{self.hyper_params.scenario}</b>, {self.hyper_params.interaction_protocol}{body}{games}"

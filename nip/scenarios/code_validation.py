@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fastcore.basics import patch
 from html import escape
 from ..agents.text_agent import PureTextAgentParameters
 from ..core.display import code_html
@@ -61,8 +60,6 @@ class CodeValidationScenario(TextScenario):
     def load_dataset(self, split: str) -> Dataset:
         return load_code_data(self.hyper_params, split)
 
-# %% ../../nbs/80_scenarios/03_code_validation.ipynb #c012
-@patch
-def html(self: CodeValidationScenario, instance, marks=None) -> str:
-    question = f"<div style='white-space: pre-wrap'>{escape(instance['question'])}</div>"
-    return f"{question}{code_html(instance['solution'])}"
+    def html(self, instance, marks=None) -> str:
+        question = f"<div style='white-space: pre-wrap'>{escape(instance['question'])}</div>"
+        return f"{question}{code_html(instance['solution'])}"

@@ -29,6 +29,8 @@ __all__ = ['DIGITS', 'NUM_PAIRS', 'TAUGHT', 'EvenNumbersScenario', 'numbers_of',
 
 # %% ../../nbs/80_scenarios/04_even_numbers.ipynb #c006
 DIGITS = {"test": 2, "digits3": 3, "digits4": 4, "digits6": 6}  # Data set → digits of its largest number
+
+
 NUM_PAIRS = 150  # At most
 
 
@@ -58,7 +60,8 @@ class EvenNumbersScenario(TextScenario):
             raise ParameterError("dataset", hyper_params.dataset, "is not a set of numbers", DIGITS)
 
     def load_dataset(self, split: str) -> Dataset:
-        name, options = self.hyper_params.dataset, self.hyper_params.dataset_options
+        name = self.hyper_params.dataset
+        options = self.hyper_params.dataset_options
         limit = options.max_train_size if split == "train" else options.max_test_size
         numbers = numbers_of(DIGITS[name], split)[:limit]
         td = TensorDict(
@@ -92,10 +95,12 @@ def guess(form: ReplyFormat, number: int, rng: random.Random) -> tuple[Said, str
 
 def conversations(seed: int = 0) -> Iterator[list[dict[str, str]]]:
     "All that is said in one game after the other, each time with what was said before it"
-    rng, tables = random.Random(seed), [table(protocol) for protocol in TAUGHT]
+    rng = random.Random(seed)
+    tables = [table(protocol) for protocol in TAUGHT]
     while True:
         handler, speakers = rng.choice(tables)
-        number, seed = rng.randrange(10 ** rng.randint(1, 4)), rng.randrange(handler.num_variants)
+        number = rng.randrange(10 ** rng.randint(1, 4))
+        seed = rng.randrange(handler.num_variants)
         transcript = Transcript()
         for r in range(handler.max_message_rounds):
             for agent, speaker in speakers.items():
@@ -111,7 +116,8 @@ def table(protocol: str) -> tuple[ProtocolHandler, dict[str, Speaker]]:
     "A protocol, and those who sit at its table"
     nobody = {"_default": {"use_dummy_api": True}}
     hp = HyperParameters("even_numbers", "pure_text_ei", "test", protocol, agents=nobody)
-    handler, prompts = build_protocol_handler(hp), EvenNumbersScenario.chosen_templates(hp)
+    handler = build_protocol_handler(hp)
+    prompts = EvenNumbersScenario.chosen_templates(hp)
     return handler, {a: Speaker(handler, a, prompts, hp.agents[a]) for a in handler.agent_names}
 
 # %% ../../nbs/80_scenarios/04_even_numbers.ipynb #c014

@@ -8,12 +8,28 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from dataclasses import dataclass
-from fastcore.basics import patch
-from ..agents.networks import HeadParameters, MessageFeatures, RunningNorm, activations, initialise, make_mlp, message_selectors, slots_of_rounds, without_latest_message
+from nip.agents.networks import (
+    HeadParameters,
+    MessageFeatures,
+    RunningNorm,
+    activations,
+    initialise,
+    make_mlp,
+    message_selectors,
+    slots_of_rounds,
+    without_latest_message,
+)
 from ..agents.parts import AgentPart, LrFactors, PartContext
 from ..core.display import figure_for
 from ..data.dataset import Dataset
-from ..data.graphs import draw_pair, load_graph_pairs, lone_verifier_ceiling, own_names, recipes, scripted_accuracy
+from nip.data.graphs import (
+    draw_pair,
+    load_graph_pairs,
+    lone_verifier_ceiling,
+    own_names,
+    recipes,
+    scripted_accuracy,
+)
 from ..parameters.hyper_params import agent_parameters
 from ..parameters.validation import ParameterError, param
 from ..protocols.messages import MessageSpace
@@ -98,7 +114,8 @@ class GinLayer(nn.Module):
 
     def __init__(self, d: int, d_mlp: int, activation: str, use_norm: bool):
         super().__init__()
-        self.first, self.second = nn.Linear(d, d_mlp), nn.Linear(d_mlp, d)
+        self.first = nn.Linear(d, d_mlp)
+        self.second = nn.Linear(d_mlp, d)
         self.norm = RunningNorm(d_mlp) if use_norm else None
         self.activation = activations[activation]()
 
@@ -117,7 +134,10 @@ class Gnn(nn.Module):
         super().__init__()
         self.every_layer = p.gnn_readout == "every_layer"
         self.encode = nn.Linear(d_in + 1, p.d_gnn)  # one more feature says that the node is there
-        make = lambda: GinLayer(p.d_gnn, p.d_gin_mlp, p.activation_function, p.use_gin_batch_norm)
+
+        def make():
+            return GinLayer(p.d_gnn, p.d_gin_mlp, p.activation_function, p.use_gin_batch_norm)
+
         self.layers = nn.ModuleList(make() for _ in range(p.num_gnn_layers))
         self.activation = activations[p.activation_function]()
         self.d_out = p.d_gnn * (max(1, p.num_gnn_layers) if self.every_layer else 1)
@@ -138,11 +158,9 @@ class PairPooling(nn.Module):
     def __init__(self, p: GraphIsomorphismAgentParameters, d: int):
         super().__init__()
         self.norm = RunningNorm(d) if p.use_batch_norm else None
-        self.invariant, self.log, self.sigma = (
-            p.use_pair_invariant_pooling,
-            p.pair_difference == "log",
-            p.noise_sigma,
-        )
+        self.invariant = p.use_pair_invariant_pooling
+        self.log = p.pair_difference == "log"
+        self.sigma = p.noise_sigma
 
     def forward(self, nodes: Tensor) -> Tensor:
         "`nodes [B graph node d]` (padding zero) → `[B 2 d]`"
@@ -164,10 +182,14 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, p: GraphIsomorphismAgentParameters):
         super().__init__()
-        d, self.num_heads, self.dropout = p.d_transformer, p.num_heads, p.transformer_dropout
-        self.qkv, self.out = nn.Linear(d, 3 * d), nn.Linear(d, d)
+        d = p.d_transformer
+        self.num_heads = p.num_heads
+        self.dropout = p.transformer_dropout
+        self.qkv = nn.Linear(d, 3 * d)
+        self.out = nn.Linear(d, d)
         self.mlp = make_mlp(d, p.d_transformer_mlp, d, 2, p.activation_function)
-        self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.norm1 = nn.LayerNorm(d)
+        self.norm2 = nn.LayerNorm(d)
 
     def forward(self, h: Tensor, bias: Tensor) -> Tensor:
         "`h [B token d]`, `bias [B token token]`: 0 for those who may be looked at, −∞ for the others"
@@ -197,7 +219,8 @@ class GraphIsomorphismBody(AgentPart):
 
     def __init__(self, context: PartContext):
         super().__init__(context)
-        p, hp = context.params, context.hyper_params
+        p = context.params
+        hp = context.hyper_params
         self.features = MessageFeatures(
             slots_of_rounds(context.protocol, p.message_features), context.num_channels, hp.message_size
         )
@@ -226,35 +249,33 @@ class GraphIsomorphismBody(AgentPart):
         tokens = self.activation(tokens)
         return {"instance_repr": tokens[:, :2], "candidate_repr": tokens[:, 2:]}
 
-# %% ../../nbs/80_scenarios/06_graph_isomorphism.ipynb #c020
-@patch
-def nodes(self: GraphIsomorphismBody, inputs: dict[str, Tensor]) -> Tensor:
-    "Node features `[B graph node d]`, zero for padding"
-    p, x = self.context.params, inputs["x"]
-    if p.hide_last_message:
-        x = without_latest_message(x)
-    features, mask = self.features(x), inputs["node_mask"].unsqueeze(-1).to(x.dtype)
-    adjacency = inputs["adjacency"].to(x.dtype)
-    adjacency = adjacency + torch.eye(adjacency.shape[-1], device=x.device)
-    h = self.gnn(features, adjacency, mask)
-    if p.use_dual_gnn:
-        h = torch.cat([h, self.gnn(torch.zeros_like(features), adjacency, mask)], -1)
-    if p.gnn_output_digits is not None:
-        h = h + (h.round(decimals=p.gnn_output_digits) - h).detach()
-    return h
+    def nodes(self, inputs: dict[str, Tensor]) -> Tensor:
+        "Node features `[B graph node d]`, zero for padding"
+        p = self.context.params
+        x = inputs["x"]
+        if p.hide_last_message:
+            x = without_latest_message(x)
+        features = self.features(x)
+        mask = inputs["node_mask"].unsqueeze(-1).to(x.dtype)
+        adjacency = inputs["adjacency"].to(x.dtype)
+        adjacency = adjacency + torch.eye(adjacency.shape[-1], device=x.device)
+        h = self.gnn(features, adjacency, mask)
+        if p.use_dual_gnn:
+            h = torch.cat([h, self.gnn(torch.zeros_like(features), adjacency, mask)], -1)
+        if p.gnn_output_digits is not None:
+            h = h + (h.round(decimals=p.gnn_output_digits) - h).detach()
+        return h
 
-
-@patch
-def join(self: GraphIsomorphismBody, nodes: Tensor, pooled: Tensor, message: Tensor) -> Tensor:
-    "Tokens `[B 2+2·node d']`: the pair's two, then the nodes of both graphs"
-    tokens = torch.cat([pooled, nodes.flatten(1, 2)], 1)
-    flags = torch.zeros(tokens.shape[1], 2, device=tokens.device)
-    flags[0, 0] = flags[1, 1] = 1
-    parts = [tokens, flags.expand(len(tokens), -1, -1)]
-    if not self.context.params.hide_last_message:
-        said = message.flatten(1, 2).flatten(2).transpose(1, 2)  # [B 2·node channel·position]
-        parts.append(F.pad(said, (0, 0, 2, 0)))
-    return torch.cat(parts, -1)
+    def join(self, nodes: Tensor, pooled: Tensor, message: Tensor) -> Tensor:
+        "Tokens `[B 2+2·node d']`: the pair's two, then the nodes of both graphs"
+        tokens = torch.cat([pooled, nodes.flatten(1, 2)], 1)
+        flags = torch.zeros(tokens.shape[1], 2, device=tokens.device)
+        flags[0, 0] = flags[1, 1] = 1
+        parts = [tokens, flags.expand(len(tokens), -1, -1)]
+        if not self.context.params.hide_last_message:
+            said = message.flatten(1, 2).flatten(2).transpose(1, 2)  # [B 2·node channel·position]
+            parts.append(F.pad(said, (0, 0, 2, 0)))
+        return torch.cat(parts, -1)
 
 # %% ../../nbs/80_scenarios/06_graph_isomorphism.ipynb #c022
 @register_scenario("graph_isomorphism")
@@ -275,7 +296,8 @@ class GraphIsomorphismScenario(Scenario):
         return ["er1000", "er10000", "eru10000", "test", *own_names()]
 
     def load_dataset(self, split: str) -> Dataset:
-        hp, settings = self.hyper_params, self.settings
+        hp = self.hyper_params
+        settings = self.settings
         data = load_graph_pairs(
             hp.dataset, split, ignore_cache=settings.ignore_cache, progress=settings.tqdm_func
         )
@@ -301,9 +323,15 @@ class GraphIsomorphismScenario(Scenario):
         return there.unsqueeze(1) & (other.unsqueeze(1) | ~is_prover.view(1, -1, 1, 1, 1))
 
     def ceilings(self, instance) -> dict[str, float]:
-        td, protocol, agents = instance.test_dataset.td, instance.protocol_handler, self.hyper_params.agents
-        rounds = lambda names: min((getattr(agents[a], "num_gnn_layers", 0) for a in names), default=0)
-        sees, asked = rounds(["verifier"]), exchanges(protocol)
+        td = instance.test_dataset.td
+        protocol = instance.protocol_handler
+        agents = self.hyper_params.agents
+
+        def rounds(names):
+            return min((getattr(agents[a], "num_gnn_layers", 0) for a in names), default=0)
+
+        sees = rounds(["verifier"])
+        asked = exchanges(protocol)
         found = {"verifier alone": lone_verifier_ceiling(td, sees)}
         if any(asked):
             found["with honest provers"] = scripted_accuracy(

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import torch
-from fastcore.basics import patch
 from ..agents.networks import slots_of_rounds, without_latest_message
 from ..agents.parts import AgentPart, PartContext
 from ..core.seeds import generator
@@ -26,7 +25,8 @@ def mix(x: Tensor) -> Tensor:
 
 def refine(colours: Tensor, adjacency: Tensor, mask: Tensor, rounds: int) -> Tensor:
     "Colours `[1 + rounds … graph node]` at first and after each round; 0 where `mask […  graph node]` is false"
-    edges, after = adjacency.long(), [mix(colours) * mask]
+    edges = adjacency.long()
+    after = [mix(colours) * mask]
     for _ in range(rounds):
         around = (edges * mix(after[-1]).unsqueeze(-2)).sum(-1)
         after.append(mix(3 * after[-1] + 7 * around + 1) * mask)
@@ -44,19 +44,15 @@ SURE = 100.0  # A logit higher by so much is as good as certain
 class GraphOracle(AgentPart):
     "Message and decision logits by colour refinement, as many rounds as the agent's network would have layers"
 
-    in_keys, out_keys = (
-        ("x", "message", "round", "adjacency", "node_mask"),
-        ("main_message_logits", "decision_logits"),
-    )
+    in_keys = ("x", "message", "round", "adjacency", "node_mask")
+    out_keys = ("main_message_logits", "decision_logits")
     chooses_messages = False  # There is nothing to learn
 
     def __init__(self, context: PartContext):
         super().__init__(context)
-        p, protocol, me = (
-            context.params,
-            context.protocol,
-            context.protocol.agent_names.index(context.agent_name),
-        )
+        p = context.params
+        protocol = context.protocol
+        me = context.protocol.agent_names.index(context.agent_name)
         self.rounds = p.num_gnn_layers
         self.in_keys += ("stance",) if context.knows_stance else ()
         self.last_turn = int(protocol.active[:, :, me].any(-1).any(0).nonzero().max())
@@ -73,55 +69,50 @@ class GraphOracle(AgentPart):
         marked = (said.transpose(1, 2).long() * self.marks[..., None, None]).flatten(2, 3).sum(2) + 1
         return refine(marked, inputs["adjacency"].unsqueeze(1), inputs["node_mask"].unsqueeze(1), self.rounds)
 
+    def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        message = inputs["message"].flatten(3)  # [B channel position candidate]
+        decisions = self.decide(inputs) if self.context.is_decider else message.new_zeros(len(message), 3)
+        answers = torch.zeros_like(message) if self.context.verdict is None else self.answer(inputs, message)
+        return {"main_message_logits": answers, "decision_logits": decisions}
+
+    def decide(self, inputs: dict[str, Tensor]) -> Tensor:
+        "Logits `[B 3]`, as good as certain"
+        heard = inputs["x"][:, :, self.trusted] if self.trusted else 0 * inputs["x"][:, :, :1]
+        seen = multisets(self.colours(inputs, heard)[-1])  # [B channel graph]
+        last = torch.where(inputs["round"] >= self.last_turn, ACCEPT, NO_DECISION)
+        decision = torch.where((seen[..., 0] == seen[..., 1]).all(-1), last, REJECT)
+        return SURE * torch.nn.functional.one_hot(decision, 3)
+
+    def answer(self, inputs: dict[str, Tensor], asked: Tensor) -> Tensor:
+        "Logits `[B channel position candidate]`; zero where nothing was `asked [B channel position candidate]`"
+        colours = self.colours(inputs, without_latest_message(inputs["x"])).flatten(
+            3
+        )  # [round B channel candidate]
+        named = (colours[:, :, :, None] * asked.long()).sum(-1, keepdim=True)  # [round B channel position 1]
+        alike = (colours[:, :, :, None] == named).cumprod(0).sum(0)
+        sign = torch.full_like(inputs["round"], 1 if self.context.verdict == ACCEPT else -1)
+        if self.context.knows_stance:
+            sign = sign * (2 * inputs["stance"] - 1)
+        if self.context.protocol.common.shared_reward:
+            plain = multisets(
+                refine(
+                    torch.ones_like(inputs["node_mask"]).long(),
+                    inputs["adjacency"],
+                    inputs["node_mask"],
+                    self.rounds,
+                )[-1]
+            )
+            sign = torch.where(plain[:, 0] == plain[:, 1], 1, -1)
+        return SURE * alike * sign.view(-1, 1, 1, 1) * asked.sum(-1, keepdim=True)
+
 # %% ../../nbs/80_scenarios/05_graph_oracle.ipynb #c011
 def trusts(protocol: ProtocolHandler, channel: str) -> bool:
     "Whether nobody who argues for 0 speaks in `channel`"
-    c, verdicts = protocol.message_channel_names.index(channel), getattr(protocol, "prover_verdicts", {})
+    c = protocol.message_channel_names.index(channel)
+    verdicts = getattr(protocol, "prover_verdicts", {})
     speaks = protocol.active[..., c].any(0).any(0)  # [agent]
     against = [a for a, v in verdicts.items() if v == REJECT and speaks[protocol.agent_names.index(a)]]
     return protocol.common.shared_reward or not against
-
-# %% ../../nbs/80_scenarios/05_graph_oracle.ipynb #c012
-@patch
-def forward(self: GraphOracle, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    message = inputs["message"].flatten(3)  # [B channel position candidate]
-    decisions = self.decide(inputs) if self.context.is_decider else message.new_zeros(len(message), 3)
-    answers = torch.zeros_like(message) if self.context.verdict is None else self.answer(inputs, message)
-    return {"main_message_logits": answers, "decision_logits": decisions}
-
-
-@patch
-def decide(self: GraphOracle, inputs: dict[str, Tensor]) -> Tensor:
-    "Logits `[B 3]`, as good as certain"
-    heard = inputs["x"][:, :, self.trusted] if self.trusted else 0 * inputs["x"][:, :, :1]
-    seen = multisets(self.colours(inputs, heard)[-1])  # [B channel graph]
-    last = torch.where(inputs["round"] >= self.last_turn, ACCEPT, NO_DECISION)
-    decision = torch.where((seen[..., 0] == seen[..., 1]).all(-1), last, REJECT)
-    return SURE * torch.nn.functional.one_hot(decision, 3)
-
-
-@patch
-def answer(self: GraphOracle, inputs: dict[str, Tensor], asked: Tensor) -> Tensor:
-    "Logits `[B channel position candidate]`; zero where nothing was `asked [B channel position candidate]`"
-    colours = self.colours(inputs, without_latest_message(inputs["x"])).flatten(
-        3
-    )  # [round B channel candidate]
-    named = (colours[:, :, :, None] * asked.long()).sum(-1, keepdim=True)  # [round B channel position 1]
-    alike = (colours[:, :, :, None] == named).cumprod(0).sum(0)
-    sign = torch.full_like(inputs["round"], 1 if self.context.verdict == ACCEPT else -1)
-    if self.context.knows_stance:
-        sign = sign * (2 * inputs["stance"] - 1)
-    if self.context.protocol.common.shared_reward:
-        plain = multisets(
-            refine(
-                torch.ones_like(inputs["node_mask"]).long(),
-                inputs["adjacency"],
-                inputs["node_mask"],
-                self.rounds,
-            )[-1]
-        )
-        sign = torch.where(plain[:, 0] == plain[:, 1], 1, -1)
-    return SURE * alike * sign.view(-1, 1, 1, 1) * asked.sum(-1, keepdim=True)
 
 # %% ../../nbs/80_scenarios/05_graph_oracle.ipynb #c014
 def honest_provers(protocol: ProtocolHandler) -> list[str]:
@@ -131,15 +122,20 @@ def honest_provers(protocol: ProtocolHandler) -> list[str]:
 
 def exchanges(protocol: ProtocolHandler) -> list[int]:
     "Questions answered before the verifier's last turn, in the first schedule, in each channel that can be trusted"
-    active, names = protocol.active[0], protocol.agent_names  # [round agent channel]
+    # [round agent channel]
+    active = protocol.active[0]
+    names = protocol.agent_names
     verifier = active[:, names.index("verifier")]
     last = int(verifier.any(-1).nonzero().max())
-    provers, counts = [names.index(a) for a in honest_provers(protocol)], []
+    provers = [names.index(a) for a in honest_provers(protocol)]
+    counts = []
     for c, channel in enumerate(protocol.message_channel_names):
-        count, open_question = 0, False
+        count = 0
+        open_question = False
         for r in range(last):
             open_question |= bool(verifier[r, c])
             if open_question and active[r, provers, c].any():
-                count, open_question = count + 1, False
+                count = count + 1
+                open_question = False
         counts += [count] if trusts(protocol, channel) and verifier[:, c].any() else []
     return counts

@@ -9,8 +9,15 @@ import torch
 import torch.nn.functional as F
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fastcore.basics import patch
-from ..agents.networks import HeadParameters, MessageFeatures, RunningNorm, activations, initialise, message_selectors, slots_of_rounds
+from nip.agents.networks import (
+    HeadParameters,
+    MessageFeatures,
+    RunningNorm,
+    activations,
+    initialise,
+    message_selectors,
+    slots_of_rounds,
+)
 from ..agents.parts import AgentPart, PartContext
 from ..agents.pretrained import check_model, embedding_key, pretrained_model
 from ..core.display import figure_for
@@ -175,7 +182,9 @@ class Eye(nn.Module):
         super().__init__()
         act = activations[p.activation_function]
         self.pixels = nn.Sequential(nn.Conv2d(d_in, d, 1), act())
-        self.groups, self.doubling, self.d_out = nn.ModuleList(), nn.ModuleList(), d << num_groups
+        self.groups = nn.ModuleList()
+        self.doubling = nn.ModuleList()
+        self.d_out = d << num_groups
         for _ in range(num_groups):
             blocks = [building_blocks[p.building_block_type](d, p) for _ in range(p.num_blocks_per_group)]
             self.groups.append(nn.Sequential(*blocks))
@@ -183,9 +192,11 @@ class Eye(nn.Module):
             d *= 2
 
     def forward(self, planes: Tensor) -> Tensor:
-        h, size = self.pixels(planes), planes.shape[-2:]
+        h = self.pixels(planes)
+        size = planes.shape[-2:]
         for number, (group, double) in enumerate(zip(self.groups, self.doubling), 1):
-            h, halved = group(h), latent_shape(*size, number)
+            h = group(h)
+            halved = latent_shape(*size, number)
             exact = h.shape[-2] == 2 * halved[0] and h.shape[-1] == 2 * halved[1]
             h = double(F.max_pool2d(h, 2) if exact else F.adaptive_max_pool2d(h, halved))
         return h
@@ -212,12 +223,15 @@ class ImageClassificationBody(AgentPart):
     def __init__(self, context: PartContext, num_image_channels: int):
         super().__init__(context)
         p, hp, (h, w) = context.params, context.hyper_params, context.space.shape
-        shared, model = hp.image_classification, p.pretrained_embeddings_model
+        shared = hp.image_classification
+        model = p.pretrained_embeddings_model
         slots = slots_of_rounds(context.protocol, p.message_features)
         self.features = MessageFeatures(slots, context.num_channels, hp.message_size)
         d_in = num_image_channels + self.features.num_features + (p.glimpse is not None)
         self.eye = Eye(p, d_in, shared.initial_num_channels, shared.num_block_groups)
-        d, self.embedding, self.key = self.eye.d_out, None, model and embedding_key(model)
+        d = self.eye.d_out
+        self.embedding = None
+        self.key = model and embedding_key(model)
         if model:
             channels = pretrained_model(model, hp.dataset).num_channels
             self.embedding = nn.Conv2d(channels, p.pretrained_embedding_channels, 1)
@@ -240,27 +254,25 @@ class ImageClassificationBody(AgentPart):
             "candidate_repr": candidates,
         }
 
-# %% ../../nbs/80_scenarios/07_image_classification.ipynb #c023
-@patch
-def planes(self: ImageClassificationBody, inputs: dict[str, Tensor]) -> Tensor:
-    "The picture, of mean and deviation one half, as far as the agent sees it, and what was said `[B plane height width]`"
-    x, image, margin = inputs["x"], inputs["image"], self.context.params.glimpse
-    image = image.to(x.dtype) / 127.5 - 1
-    said = F.interpolate(self.features(x).movedim(-1, 1), image.shape[-2:], mode="nearest")
-    if margin is None:
-        return torch.cat([image, said], 1)
-    seen = opened(named_places(x), image.shape[-2:], margin).unsqueeze(1).to(x.dtype)
-    return torch.cat([image * seen, seen, said], 1)
+    def planes(self, inputs: dict[str, Tensor]) -> Tensor:
+        "The picture, of mean and deviation one half, as far as the agent sees it, and what was said `[B plane height width]`"
+        x = inputs["x"]
+        image = inputs["image"]
+        margin = self.context.params.glimpse
+        image = image.to(x.dtype) / 127.5 - 1
+        said = F.interpolate(self.features(x).movedim(-1, 1), image.shape[-2:], mode="nearest")
+        if margin is None:
+            return torch.cat([image, said], 1)
+        seen = opened(named_places(x), image.shape[-2:], margin).unsqueeze(1).to(x.dtype)
+        return torch.cat([image * seen, seen, said], 1)
 
-
-@patch
-def latent_pixels(self: ImageClassificationBody, inputs: dict[str, Tensor]) -> Tensor:
-    "`[B d h w]`"
-    latent = self.eye(self.planes(inputs))
-    if self.embedding is not None:
-        known = F.interpolate(inputs[self.key].to(latent.dtype), latent.shape[-2:], mode="bilinear")
-        latent = torch.cat([latent, self.activation(self.embedding(known))], 1)
-    return latent if self.positions is None else self.activation(latent + self.positions)
+    def latent_pixels(self, inputs: dict[str, Tensor]) -> Tensor:
+        "`[B d h w]`"
+        latent = self.eye(self.planes(inputs))
+        if self.embedding is not None:
+            known = F.interpolate(inputs[self.key].to(latent.dtype), latent.shape[-2:], mode="bilinear")
+            latent = torch.cat([latent, self.activation(self.embedding(known))], 1)
+        return latent if self.positions is None else self.activation(latent + self.positions)
 
 # %% ../../nbs/80_scenarios/07_image_classification.ipynb #c028
 @register_scenario("image_classification")
@@ -285,7 +297,8 @@ class ImageClassificationScenario(Scenario):
 
     def pictures(self) -> Pictures:
         "All pictures of the data set, as they are in the cache"
-        hp, s = self.hyper_params, self.settings
+        hp = self.hyper_params
+        s = self.settings
         shape = hp.image_classification
         return load_pictures(hp.dataset, shape.image_size, shape.canvas_size, s.ignore_cache, s.tqdm_func)
 
@@ -300,33 +313,26 @@ class ImageClassificationScenario(Scenario):
     def make_body(self, context: PartContext) -> AgentPart:
         return ImageClassificationBody(context, self.num_image_channels)
 
-# %% ../../nbs/80_scenarios/07_image_classification.ipynb #c030
-@patch
-def candidate_name(self: ImageClassificationScenario, space: MessageSpace, choice: int) -> str:
-    row, column = divmod(choice, space.shape[-1])
-    return f"row {row + 1}, column {column + 1}" if space.kind == "main" else Scenario.candidate_name(self, space, choice)  # fmt: skip
+    def candidate_name(self, space: MessageSpace, choice: int) -> str:
+        row, column = divmod(choice, space.shape[-1])
+        return f"row {row + 1}, column {column + 1}" if space.kind == "main" else super().candidate_name(space, choice)  # fmt: skip
 
+    def seen_by(self, agent: str, instance: TensorDictBase, named: Iterable[int]) -> TensorDictBase:  # fmt: skip
+        margin = getattr(self.hyper_params.agents[agent], "glimpse", None)
+        image = instance["image"]
+        if margin is None:
+            return instance
+        grid = self.grid(image)
+        places = torch.zeros(grid[0] * grid[1], dtype=torch.bool)
+        places[list(set(named))] = True
+        seen = opened(places.view(1, *grid), image.shape[-2:], margin)
+        return instance.clone(False).set("image", torch.where(seen, image.short(), HIDDEN))
 
-@patch
-def seen_by(self: ImageClassificationScenario, agent: str, instance: TensorDictBase, named: Iterable[int]) -> TensorDictBase:  # fmt: skip
-    margin, image = getattr(self.hyper_params.agents[agent], "glimpse", None), instance["image"]
-    if margin is None:
-        return instance
-    grid = self.grid(image)
-    places = torch.zeros(grid[0] * grid[1], dtype=torch.bool)
-    places[list(set(named))] = True
-    seen = opened(places.view(1, *grid), image.shape[-2:], margin)
-    return instance.clone(False).set("image", torch.where(seen, image.short(), HIDDEN))
+    def grid(self, image: Tensor) -> tuple[int, int]:
+        "Rows and columns of the latent pixels of `image [channel height width]`"
+        return latent_shape(*image.shape[-2:], self.hyper_params.image_classification.num_block_groups)
 
-
-@patch
-def grid(self: ImageClassificationScenario, image: Tensor) -> tuple[int, int]:
-    "Rows and columns of the latent pixels of `image [channel height width]`"
-    return latent_shape(*image.shape[-2:], self.hyper_params.image_classification.num_block_groups)
-
-
-@patch
-def draw(self: ImageClassificationScenario, instance: TensorDictBase, marks=None, figure=None):
-    return draw_image(
-        instance["image"], self.grid(instance["image"]), marks, figure_for(figure, 3, 3).subplots()
-    )
+    def draw(self, instance: TensorDictBase, marks=None, figure=None):
+        return draw_image(
+            instance["image"], self.grid(instance["image"]), marks, figure_for(figure, 3, 3).subplots()
+        )

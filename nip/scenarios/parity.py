@@ -9,8 +9,15 @@ import re
 import torch
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fastcore.basics import patch
-from ..agents.networks import HeadParameters, MessageFeatures, activations, initialise, make_mlp, message_selectors, slots_of_rounds
+from nip.agents.networks import (
+    HeadParameters,
+    MessageFeatures,
+    activations,
+    initialise,
+    make_mlp,
+    message_selectors,
+    slots_of_rounds,
+)
 from ..agents.parts import AgentPart, PartContext
 from ..core.display import figure_for, marked
 from ..core.seeds import generator
@@ -65,7 +72,8 @@ def draw_blocks(
     import matplotlib.pyplot as plt
     from matplotlib.patches import Rectangle
 
-    ax, ink = figure_for(figure, 0.6 * len(bits) + 0.4, 1.8).subplots(), plt.rcParams["text.color"]
+    ax = figure_for(figure, 0.6 * len(bits) + 0.4, 1.8).subplots()
+    ink = plt.rcParams["text.color"]
     ax.imshow(bits.T.tolist(), cmap="Greys", vmin=-1.2, vmax=4)
     for block, pair in enumerate(bits.tolist()):
         for row, bit in enumerate(pair):
@@ -133,7 +141,8 @@ class ParityBody(AgentPart):
 
     def __init__(self, context: PartContext):
         super().__init__(context)
-        p, hp = context.params, context.hyper_params
+        p = context.params
+        hp = context.hyper_params
         self.looks_up = looks_up(context)
         slots = slots_of_rounds(context.protocol, p.message_features)
         self.features = MessageFeatures(slots, context.num_channels, hp.message_size)
@@ -163,7 +172,8 @@ class ParityOracle(AgentPart):
 
     def __init__(self, context: PartContext):
         super().__init__(context)
-        protocol, me = context.protocol, context.protocol.agent_names.index(context.agent_name)
+        protocol = context.protocol
+        me = context.protocol.agent_names.index(context.agent_name)
         self.in_keys = ("x", "bits", "round", *(s.latest_key for s in context.spaces))
         self.in_keys += ("stance",) if context.knows_stance else ()
         self.out_keys = (*(s.logits_key for s in context.spaces), "decision_logits")
@@ -176,25 +186,21 @@ class ParityOracle(AgentPart):
         logits["main_message_logits"] += self.pointed(inputs)[:, None, None]
         return logits | {"decision_logits": self.verdict(inputs)}
 
-# %% ../../nbs/80_scenarios/08_parity.ipynb #c026
-@patch
-def pointed(self: ParityOracle, inputs: dict[str, Tensor]) -> Tensor:
-    "Logits `[B block]` of what is named"
-    odd = odd_blocks(inputs["bits"])
-    if looks_up(self.context):  # It does not know what it would be pointing at
-        return torch.zeros_like(odd, dtype=torch.float32)
-    wanted = torch.full_like(odd[:, 0], self.for_odd)
-    if "stance" in inputs and not self.context.protocol.common.shared_reward:
-        wanted = wanted == inputs["stance"].bool()
-    return SURE * (odd == wanted.unsqueeze(-1))
+    def pointed(self, inputs: dict[str, Tensor]) -> Tensor:
+        "Logits `[B block]` of what is named"
+        odd = odd_blocks(inputs["bits"])
+        if looks_up(self.context):  # It does not know what it would be pointing at
+            return torch.zeros_like(odd, dtype=torch.float32)
+        wanted = torch.full_like(odd[:, 0], self.for_odd)
+        if "stance" in inputs and not self.context.protocol.common.shared_reward:
+            wanted = wanted == inputs["stance"].bool()
+        return SURE * (odd == wanted.unsqueeze(-1))
 
-
-@patch
-def verdict(self: ParityOracle, inputs: dict[str, Tensor]) -> Tensor:
-    "Logits `[B 3]` of the decision"
-    found = (odd_blocks(inputs["bits"]) & named_blocks(inputs["x"])).any(-1)
-    over = torch.where(inputs["round"] >= self.last_turn, REJECT, NO_DECISION)
-    return SURE * nn.functional.one_hot(torch.where(found, ACCEPT, over), 3).float()
+    def verdict(self, inputs: dict[str, Tensor]) -> Tensor:
+        "Logits `[B 3]` of the decision"
+        found = (odd_blocks(inputs["bits"]) & named_blocks(inputs["x"])).any(-1)
+        over = torch.where(inputs["round"] >= self.last_turn, REJECT, NO_DECISION)
+        return SURE * nn.functional.one_hot(torch.where(found, ACCEPT, over), 3).float()
 
 # %% ../../nbs/80_scenarios/08_parity.ipynb #c030
 @register_scenario("parity")
@@ -214,7 +220,8 @@ class ParityScenario(Scenario):
         return ["parity4", "parity8", "test"]
 
     def load_dataset(self, split: str) -> Dataset:
-        name, limit = self.hyper_params.dataset, self.hyper_params.dataset_options.max_train_size
+        name = self.hyper_params.dataset
+        limit = self.hyper_params.dataset_options.max_train_size
         td = make_parity_data(num_blocks(name), NUM_INSTANCES[split], generator(0, name, split))
         return Dataset(td[:limit] if split == "train" else td, f"{name} ({split})")
 
@@ -241,28 +248,26 @@ class ParityScenario(Scenario):
     def draw(self, instance: TensorDictBase, marks=None, figure=None):
         return draw_blocks(instance["bits"], marks, figure)
 
+    def ceilings(self, instance) -> dict[str, float]:
+        "Shares of right verdicts that can be reached on the test data of `instance`"
+        y = instance.test_dataset.td["y"].float().mean().item()
+        verifier = instance.hyper_params.agents["verifier"]
+        alone = 1.0 if getattr(verifier, "only_named_blocks", None) is False else max(y, 1 - y)
+        honest = honest_share(instance.protocol_handler)
+        return {"verifier alone": alone} | (
+            {"with honest provers": alone + honest * (1 - alone)} if honest else {}
+        )
+
 # %% ../../nbs/80_scenarios/08_parity.ipynb #c034
 def honest_share(protocol) -> float:
     "Share of the schedules in which a prover who argues for 1 is heard before the verifier's last turn"
-    verdicts, names = getattr(protocol, "prover_verdicts", {}), protocol.agent_names
-    verifier, rounds = names.index("verifier"), torch.arange(protocol.max_message_rounds)
+    verdicts = getattr(protocol, "prover_verdicts", {})
+    names = protocol.agent_names
+    verifier = names.index("verifier")
+    rounds = torch.arange(protocol.max_message_rounds)
     honest = [names.index(a) for a, v in verdicts.items() if v == ACCEPT]
     heard = (
         protocol.active & protocol.agent_channel_visibility_mask[verifier]
     )  # [variant round agent channel]
     last = (heard[:, :, verifier].any(-1) * rounds).amax(-1, keepdim=True)  # [variant 1]
     return (heard[:, :, honest].any(-1).any(-1) & (rounds < last)).any(-1).float().mean().item()
-
-
-@patch
-def ceilings(self: ParityScenario, instance) -> dict[str, float]:
-    "Shares of right verdicts that can be reached on the test data of `instance`"
-    y, verifier = (
-        instance.test_dataset.td["y"].float().mean().item(),
-        instance.hyper_params.agents["verifier"],
-    )
-    alone = 1.0 if getattr(verifier, "only_named_blocks", None) is False else max(y, 1 - y)
-    honest = honest_share(instance.protocol_handler)
-    return {"verifier alone": alone} | (
-        {"with honest provers": alone + honest * (1 - alone)} if honest else {}
-    )

@@ -30,7 +30,8 @@ __all__ = ['check_choices', 'Scenario', 'register_scenario']
 # %% ../../nbs/80_scenarios/00_scenario.ipynb #c004
 def check_choices(scenario: type, hyper_params) -> None:
     "Raise `ParameterError` for a choice that is none in this scenario"
-    name, trainer = hyper_params.scenario, hyper_params.trainer
+    name = hyper_params.scenario
+    trainer = hyper_params.trainer
     offered = {
         "test_dataset_split": scenario.test_splits,
         "protocol_common.verdict_scale": scenario.verdict_scales,
@@ -40,7 +41,10 @@ def check_choices(scenario: type, hyper_params) -> None:
             raise ParameterError(
                 path, hyper_params.get(path), f"is not possible in the scenario {name!r}", list(valid)
             )
-    makes = lambda t: set(getattr(t, "part_names", lambda hp: ())(hyper_params)) <= set(scenario.part_kinds)
+
+    def makes(t):
+        return set(getattr(t, "part_names", lambda hp: ())(hyper_params)) <= set(scenario.part_kinds)
+
     if not makes(trainers[trainer]):
         why = f"does not train agents of the scenario {name!r}"
         raise ParameterError("trainer", trainer, why, [n for n, t in trainers.items() if makes(t)])
@@ -66,7 +70,8 @@ class Scenario:
     ] = {}  # Kind of part → its class in a hand-written agent; others are as of a random one
 
     def __init__(self, hyper_params, settings: ExperimentSettings):
-        self.hyper_params, self.settings = hyper_params, settings
+        self.hyper_params = hyper_params
+        self.settings = settings
 
     @classmethod
     def check_parameters(cls, hyper_params) -> None:

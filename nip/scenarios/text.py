@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fastcore.basics import patch
 from functools import cached_property, partial
 from html import escape
 from ..agents.parts import Agent, PartContext
@@ -38,7 +37,8 @@ class TextScenario(Scenario):
 
     def __init__(self, hyper_params, settings):
         super().__init__(hyper_params, settings)
-        self.ledger, self.models = ledger_of(settings), {}
+        self.ledger = ledger_of(settings)
+        self.models = {}
 
     @cached_property
     def templates(self) -> dict[str, str]:
@@ -68,58 +68,50 @@ class TextScenario(Scenario):
             protocol, agent, self.templates, hp.agents[agent], hp.prompts.supervisor, {"task": self.task}
         )
 
-# %% ../../nbs/80_scenarios/02_text.ipynb #c008
-@patch
-def connect(self: TextScenario, agent: str, name: str) -> ChatModel:
-    "The model `name` of the provider of `agent`, the same one each time"
-    p = self.hyper_params.agents[agent]
-    if (agent, name) not in self.models:
-        options = {k: v for k in ("base_url", "dtype") if (v := getattr(p, k)) is not None}
-        self.models[agent, name] = build_chat(
-            p.model_provider, name, self.settings, agent, self.ledger, **options
-        )
-    return self.models[agent, name]
-
-
-@patch
-def share_models(self: TextScenario, agents: Mapping[str, Agent]) -> dict[str, PureTextSharedModelGroup]:
-    "Groups of agents that are one model; a random agent is none"
-    models = {name: agent.params for name, agent in agents.items() if not agent.params.is_random}
-    return build_shared_model_groups(models, self.hyper_params.fine_tuning, self.settings)
-
-
-@patch
-def count_in(self: TextScenario, ledger: Ledger) -> None:
-    "Count from now on in `ledger`"
-    self.ledger = ledger
-    self.models.clear()
-
-
-@patch(cls_method=True)
-def check_parameters(cls: TextScenario, hyper_params) -> None:
-    "Raise `ParameterError` for what words cannot do, and for templates that cannot be filled in"
-    super(TextScenario, cls).check_parameters(hyper_params)
-    only = {
-        "protocol_common.zero_knowledge": False,
-        "include_linear_message_space": False,
-        "message_size": 1,
-        "pretrain_agents": False,
-    }
-    for path, value in only.items():
-        if hyper_params.get(path) != value:
-            raise ParameterError(
-                path, hyper_params.get(path), "is not possible where agents write text", [value]
+    def connect(self, agent: str, name: str) -> ChatModel:
+        "The model `name` of the provider of `agent`, the same one each time"
+        p = self.hyper_params.agents[agent]
+        if (agent, name) not in self.models:
+            options = {k: v for k in ("base_url", "dtype") if (v := getattr(p, k)) is not None}
+            self.models[agent, name] = build_chat(
+                p.model_provider, name, self.settings, agent, self.ledger, **options
             )
-    protocol, templates = build_protocol_handler(hyper_params), cls.chosen_templates(hyper_params)
-    instance = dict.fromkeys(cls.instance_keys, "?")
-    for agent in protocol.agent_names:
-        Speaker(protocol, agent, templates, hyper_params.agents[agent], words={"task": cls.task}).system(
-            instance, 1
-        )
+        return self.models[agent, name]
 
-# %% ../../nbs/80_scenarios/02_text.ipynb #c009
-@patch
-def html(self: TextScenario, instance, marks=None) -> str:
-    "An instance as HTML: its texts"
-    shown = "overflow-wrap: anywhere; white-space: pre-wrap"
-    return "".join(f"<div style='{shown}'>{escape(instance[key])}</div>" for key in self.instance_keys)
+    def share_models(self, agents: Mapping[str, Agent]) -> dict[str, PureTextSharedModelGroup]:
+        "Groups of agents that are one model; a random agent is none"
+        models = {name: agent.params for name, agent in agents.items() if not agent.params.is_random}
+        return build_shared_model_groups(models, self.hyper_params.fine_tuning, self.settings)
+
+    def count_in(self, ledger: Ledger) -> None:
+        "Count from now on in `ledger`"
+        self.ledger = ledger
+        self.models.clear()
+
+    @classmethod
+    def check_parameters(cls, hyper_params) -> None:
+        "Raise `ParameterError` for what words cannot do, and for templates that cannot be filled in"
+        super(TextScenario, cls).check_parameters(hyper_params)
+        only = {
+            "protocol_common.zero_knowledge": False,
+            "include_linear_message_space": False,
+            "message_size": 1,
+            "pretrain_agents": False,
+        }
+        for path, value in only.items():
+            if hyper_params.get(path) != value:
+                raise ParameterError(
+                    path, hyper_params.get(path), "is not possible where agents write text", [value]
+                )
+        protocol = build_protocol_handler(hyper_params)
+        templates = cls.chosen_templates(hyper_params)
+        instance = dict.fromkeys(cls.instance_keys, "?")
+        for agent in protocol.agent_names:
+            Speaker(protocol, agent, templates, hyper_params.agents[agent], words={"task": cls.task}).system(
+                instance, 1
+            )
+
+    def html(self, instance, marks=None) -> str:
+        "An instance as HTML: its texts"
+        shown = "overflow-wrap: anywhere; white-space: pre-wrap"
+        return "".join(f"<div style='{shown}'>{escape(instance[key])}</div>" for key in self.instance_keys)

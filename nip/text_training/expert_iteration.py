@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 from dataclasses import dataclass
-from fastcore.basics import patch
 from ..core.registry import Registry
 from ..core.seeds import generator
 from ..parameters.hyper_params import register_parameters
@@ -48,10 +47,8 @@ def above_threshold(rewards: torch.Tensor, p: PureTextEiParameters, rng: torch.G
 def weighted_sample(rewards: torch.Tensor, p: PureTextEiParameters, rng: torch.Generator) -> list[int]:
     "A sample in which a game has a weight of its reward above the minimum, plus ε"
     least = rewards.min().item() if p.weighting_minimum is None else p.weighting_minimum
-    weights, size = (
-        (rewards - least).clamp(min=0) + p.weighting_epsilon,
-        round(p.weighting_sample_size_factor * len(rewards)),
-    )
+    weights = (rewards - least).clamp(min=0) + p.weighting_epsilon
+    size = round(p.weighting_sample_size_factor * len(rewards))
     size = size if p.weighting_use_replacement else min(size, len(rewards))
     return (
         torch.multinomial(weights, size, p.weighting_use_replacement, generator=rng).tolist() if size else []
@@ -67,27 +64,27 @@ class ExpertIterationTrainer(TextRlTrainer):
     def lines(self, group) -> list[dict[str, Any]]:
         return [line for agent in group.agent_names for line in examples(self.chosen(agent), agent)]
 
-# %% ../../nbs/91_text_training/01_expert_iteration.ipynb #c010
-@patch
-def candidates(self: ExpertIterationTrainer) -> list[dict[str, Any]]:
-    "Games that may be learned from, some with their verdicts set right"
-    text, seed, found = self.hyper_params.text_rl, self.hyper_params.seed, []
-    reward = self.hyper_params.protocol_common.verifier_reward
-    for i in range(0 if text.fine_tune_on_all_previous_rollouts else self.iteration, self.iteration + 1):
-        records = self.record_file(f"{i:06d}").in_order
-        lucky = torch.rand(
-            len(records), generator=generator(seed, "replaced verdicts", i)
-        ) < text.replaced_share(i)
-        found += [
-            with_right_verdict(r, reward) if is_lucky else r for r, is_lucky in zip(records, lucky.tolist())
-        ]
-    return found
+    def candidates(self) -> list[dict[str, Any]]:
+        "Games that may be learned from, some with their verdicts set right"
+        text = self.hyper_params.text_rl
+        seed = self.hyper_params.seed
+        found = []
+        reward = self.hyper_params.protocol_common.verifier_reward
+        for i in range(0 if text.fine_tune_on_all_previous_rollouts else self.iteration, self.iteration + 1):
+            records = self.record_file(f"{i:06d}").in_order
+            lucky = torch.rand(
+                len(records), generator=generator(seed, "replaced verdicts", i)
+            ) < text.replaced_share(i)
+            found += [
+                with_right_verdict(r, reward) if is_lucky else r
+                for r, is_lucky in zip(records, lucky.tolist())
+            ]
+        return found
 
-
-@patch
-def chosen(self: ExpertIterationTrainer, agent: str) -> list[dict[str, Any]]:
-    "The games that `agent` learns from in this iteration"
-    p, records = self.hyper_params.pure_text_ei, self.candidates()
-    rewards = torch.tensor([r["rewards"][agent] for r in records])
-    rng = generator(self.hyper_params.seed, "selection", agent, self.iteration)
-    return [records[i] for i in rollout_selections[p.rollout_selection_method](rewards, p, rng)]
+    def chosen(self, agent: str) -> list[dict[str, Any]]:
+        "The games that `agent` learns from in this iteration"
+        p = self.hyper_params.pure_text_ei
+        records = self.candidates()
+        rewards = torch.tensor([r["rewards"][agent] for r in records])
+        rng = generator(self.hyper_params.seed, "selection", agent, self.iteration)
+        return [records[i] for i in rollout_selections[p.rollout_selection_method](rewards, p, rng)]

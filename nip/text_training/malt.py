@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from fastcore.basics import patch
 from itertools import islice
 from ..core.seeds import derive_seed, generator
 from ..episodes.statistics import mean, std
@@ -52,7 +51,10 @@ def with_values(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     children: dict[int, list[dict]] = {}
     for node in reversed(nodes):
         below = children.get(node["node"], [])
-        later = lambda agent: sum(c["value"][agent] for c in below) / len(below) if below else 0.0
+
+        def later(agent):
+            return sum(c["value"][agent] for c in below) / len(below) if below else 0.0
+
         node["value"] = {agent: paid + later(agent) for agent, paid in node["rewards"].items()}
         children.setdefault(node["parent"], []).append(node)
     return nodes
@@ -95,7 +97,8 @@ def node_of(
     spot: _Spot, names: list[str], td: TensorDictBase, after: TensorDictBase, row: int
 ) -> dict[str, Any]:
     "A choice of all who spoke, and what was paid for it at once"
-    round, paid = int(td["round"][row]), dict(zip(names, after["agents", "reward"][row].tolist()))
+    round = int(td["round"][row])
+    paid = dict(zip(names, after["agents", "reward"][row].tolist()))
     turns = [turn_record(a, round, reply, paid[a]) for a, reply in td["agents", "replies"][row].items()]
     return {
         "node": len(spot.tree.nodes),
@@ -132,7 +135,10 @@ def grow_trees(
     stop: Callable[[], bool] = lambda: False,  # Asked before each round
 ) -> Iterator[dict[str, Any]]:
     "Records of games with their trees, `nodes`, in the order in which they are grown"
-    names, waiting, spots, td = env.protocol.agent_names, iter(games), [], None
+    names = env.protocol.agent_names
+    waiting = iter(games)
+    spots = []
+    td = None
     while not stop():
         fresh = list(islice(waiting, at_once - len({id(s.tree) for s in spots})))
         if fresh:
@@ -144,7 +150,8 @@ def grow_trees(
         td = td[torch.arange(len(spots)).repeat_interleave(k)]
         td["draw"] = torch.tensor([draw_of(*one) for one in tries])
         td = instance.combined["whole"](td)
-        after, spots = env.play(td), []
+        after = env.play(td)
+        spots = []
         for row, (spot, branch) in enumerate(tries):
             yield from step_tree(spot, branch, names, td, after, row, k, spots)
         td = after.exclude(("agents", "reward"))[~after["done"].squeeze(-1)]
@@ -154,7 +161,9 @@ def step_tree(
     spot: _Spot, branch: int, names, td, after, row: int, k: int, spots: list[_Spot]
 ) -> Iterator[dict[str, Any]]:
     "Add an answer to its tree, and the state after it to `spots`; gives the tree's record when it is complete"
-    tree, node, is_first = spot.tree, node_of(spot, names, td, after, row), spot.is_first and branch == 0
+    tree = spot.tree
+    node = node_of(spot, names, td, after, row)
+    is_first = spot.is_first and branch == 0
     tree.nodes.append(node)
     tree.num_open -= branch == 0
     if not node["is_end"]:
@@ -175,11 +184,14 @@ def pairs(
         for turn in node["turns"]:
             if turn["agent"] == agent:
                 questions.setdefault(node["parent"], []).append((node["value"][agent], turn))
-    good = lambda high, low: (
-        high >= mid_point > low
-        if p.pair_selection == "mid_point"
-        else high - low >= p.min_reward_interval and high > low
-    )
+
+    def good(high, low):
+        return (
+            high >= mid_point > low
+            if p.pair_selection == "mid_point"
+            else high - low >= p.min_reward_interval and high > low
+        )
+
     found = []
     for answers in questions.values():
         fit = [
@@ -224,37 +236,31 @@ class MaltTrainer(ExpertIterationTrainer):
             else [preference(*pair) for agent in group.agent_names for pair in self.pairs_of(agent)]
         )
 
-# %% ../../nbs/91_text_training/02_malt.ipynb #c018
-@patch
-def play(self: MaltTrainer, env, games: list[Deal], at_once: int) -> Iterable[dict[str, Any]]:
-    if env is not self.instance.train_environment:
-        return TextRlTrainer.play(self, env, games, at_once)
-    k, trees = self.hyper_params.pure_text_malt.num_responses_per_timestep, max(1, at_once // 8)
-    return grow_trees(self.instance, env, games, k, trees, lambda: bool(self.stop))
+    def play(self, env, games: list[Deal], at_once: int) -> Iterable[dict[str, Any]]:
+        if env is not self.instance.train_environment:
+            return TextRlTrainer.play(self, env, games, at_once)
+        k = self.hyper_params.pure_text_malt.num_responses_per_timestep
+        trees = max(1, at_once // 8)
+        return grow_trees(self.instance, env, games, k, trees, lambda: bool(self.stop))
 
+    def tree_records(self) -> list[dict[str, Any]]:
+        "The trees that are learned from in this iteration"
+        first = 0 if self.hyper_params.text_rl.fine_tune_on_all_previous_rollouts else self.iteration
+        return [r for i in range(first, self.iteration + 1) for r in self.record_file(f"{i:06d}").in_order]
 
-@patch
-def tree_records(self: MaltTrainer) -> list[dict[str, Any]]:
-    "The trees that are learned from in this iteration"
-    first = 0 if self.hyper_params.text_rl.fine_tune_on_all_previous_rollouts else self.iteration
-    return [r for i in range(first, self.iteration + 1) for r in self.record_file(f"{i:06d}").in_order]
-
-
-@patch
-def pairs_of(self: MaltTrainer, agent: str) -> list[tuple[dict, dict]]:
-    "The pairs that `agent` learns from in this iteration"
-    p, mid = self.hyper_params.pure_text_malt, self.instance.protocol_handler.reward_mid_point_estimate(agent)
-    rng = generator(self.hyper_params.seed, "pairs", agent, self.iteration)
-    return [pair for record in self.tree_records() for pair in pairs(record, agent, p, mid, rng)]
-
-
-@patch
-def log_stats(self: MaltTrainer) -> None:
-    TextRlTrainer.log_stats(self)
-    records = self.record_file(f"{self.iteration:06d}").in_order
-    for agent in self.instance.protocol_handler.agent_names:
+    def pairs_of(self, agent: str) -> list[tuple[dict, dict]]:
+        "The pairs that `agent` learns from in this iteration"
+        p = self.hyper_params.pure_text_malt
         mid = self.instance.protocol_handler.reward_mid_point_estimate(agent)
-        self.metrics |= {f"{agent}.{k}": v for k, v in tree_statistics(records, agent, mid).items()}
+        rng = generator(self.hyper_params.seed, "pairs", agent, self.iteration)
+        return [pair for record in self.tree_records() for pair in pairs(record, agent, p, mid, rng)]
+
+    def log_stats(self) -> None:
+        TextRlTrainer.log_stats(self)
+        records = self.record_file(f"{self.iteration:06d}").in_order
+        for agent in self.instance.protocol_handler.agent_names:
+            mid = self.instance.protocol_handler.reward_mid_point_estimate(agent)
+            self.metrics |= {f"{agent}.{k}": v for k, v in tree_statistics(records, agent, mid).items()}
 
 # %% ../../nbs/91_text_training/02_malt.ipynb #c019
 def tree_statistics(records: list[dict[str, Any]], agent: str, mid_point: float) -> dict[str, float]:

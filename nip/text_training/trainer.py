@@ -10,7 +10,6 @@ import shutil
 import yaml
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fastcore.basics import patch
 from ..agents.prompts import ReplyFormat, Said
 from ..agents.shared_models import await_jobs
 from ..core.files import RecordFile, atomic_write
@@ -30,6 +29,8 @@ __all__ = ['ANNEALINGS', 'TEST_SCHEMES', 'TextRlParameters', 'example', 'example
 
 # %% ../../nbs/91_text_training/00_trainer.ipynb #c006
 ANNEALINGS = ("none", "linear", "exponential")
+
+
 TEST_SCHEMES = ("none", "all", "last", "first_and_last")
 
 
@@ -55,7 +56,8 @@ class TextRlParameters(Parameters):
 
     def replaced_share(self, iteration: int) -> float:
         "The share of games whose verdict is set right in `iteration`"
-        p, rate = self.verifier_guess_replacement_proportion, self.verifier_guess_replacement_annealing_rate
+        p = self.verifier_guess_replacement_proportion
+        rate = self.verifier_guess_replacement_annealing_rate
         shares = {
             "none": p,
             "linear": max(0.0, p - rate * iteration),
@@ -80,7 +82,8 @@ def with_right_verdict(record: dict[str, Any], reward: float) -> dict[str, Any]:
     last = max((i for i, t in enumerate(record["turns"]) if t["agent"] == "verifier"), default=None)
     if last is None:
         return record
-    turn, turns = record["turns"][last], list(record["turns"])
+    turn = record["turns"][last]
+    turns = list(record["turns"])
     right = ReplyFormat((), scale=turn["scale"]).write(Said({}, VERDICTS.index(record["label"])))
     turns[last] = turn | {"reply": right, "said": {}, "decision": record["label"], "is_valid": True}
     rewards = record["rewards"] | {"verifier": record["rewards"]["verifier"] - turn["reward"] + reward}
@@ -169,7 +172,8 @@ class TextRlTrainer(Trainer):
     def __init__(self, instance, run=None):
         super().__init__(instance, run)
         self.settings.stop_request = self.stop  # whoever waits for a job hears of it, too
-        self.model_groups, self.files = instance.shared_model_groups or {}, {}
+        self.model_groups = instance.shared_model_groups or {}
+        self.files = {}
         self.stage, self.jobs_begun = (
             0,
             [],
@@ -185,191 +189,160 @@ class TextRlTrainer(Trainer):
 
     def load_state(self, state: dict) -> None:
         super().load_state(state)
-        self.stage, self.jobs_begun = state["stage"], list(state["jobs_begun"])
+        self.stage = state["stage"]
+        self.jobs_begun = list(state["jobs_begun"])
         for name, group in self.model_groups.items():
             group.load_state(state["model_groups"][name])
         self.take_seats()
 
-# %% ../../nbs/91_text_training/00_trainer.ipynb #c017
-@patch
-def one_iteration(self: TextRlTrainer, bar) -> None:
-    try:
-        while self.stage < len(self.stages):
-            getattr(self, self.stages[self.stage])()
-            self.stage += 1
-            self.checkpoint()
-            if self.stop:
-                return
-    except Unfinished:
-        return
-    except SpendingLimitReached as reason:
-        return self.give_up(reason)
-    Trainer.one_iteration(self, bar)
-    self.stage = 0
+    def one_iteration(self, bar) -> None:
+        try:
+            while self.stage < len(self.stages):
+                getattr(self, self.stages[self.stage])()
+                self.stage += 1
+                self.checkpoint()
+                if self.stop:
+                    return
+        except Unfinished:
+            return
+        except SpendingLimitReached as reason:
+            return self.give_up(reason)
+        super().one_iteration(bar)
+        self.stage = 0
 
+    def give_up(self, reason: Exception) -> None:
+        "Stop, and say why"
+        self.stop.stop()
+        self.stop.say(f"Stopped: {reason}")
 
-@patch
-def give_up(self: TextRlTrainer, reason: Exception) -> None:
-    "Stop, and say why"
-    self.stop.stop()
-    self.stop.say(f"Stopped: {reason}")
+    def iterate(self) -> dict[str, float]:
+        return self.metrics
 
+    def prepare(self) -> None:
+        "Let everything that is paid be counted in the run's folder; a run that begins anew has no records yet"
+        if self.run is None:
+            return
+        self.run.keep_checkpoint_every = 1  # They are small, and each can be tested later
+        self.instance.scenario.count_in(ledger_of(self.settings, self.run.dir))
+        if self.run.start is None:
+            for name in ("rollouts", "transcripts", "fine_tuning"):
+                shutil.rmtree(self.run.dir / name, ignore_errors=True)
 
-@patch
-def iterate(self: TextRlTrainer) -> dict[str, float]:
-    return self.metrics
+    def record_file(self, name: str) -> RecordFile:
+        "The records called `name`"
+        if name not in self.files:
+            self.files[name] = RecordFile(self.run and self.run.dir / "rollouts" / f"{name}.jsonl")
+        return self.files[name]
 
+    def played(self, name: str, games: list, env, title: str) -> list[dict[str, Any]]:
+        "Records of `games`, of which those are played that are not there"
+        file = self.record_file(name)
+        concurrent = self.settings.max_concurrent_requests
+        there = {record["game"] for record in file.records}
+        with self.settings.tqdm_func(
+            total=len(games), initial=len(there), desc=title, unit="game", leave=False
+        ) as bar:
+            left = [deal for deal in games if deal.number not in there]
+            for record in self.play(env, left, 2 * concurrent):
+                file.add(record)
+                bar.update()
+        if len(file.records) < len(games):
+            raise Unfinished
+        self.publish(name, file)
+        return file.in_order
 
-@patch
-def prepare(self: TextRlTrainer) -> None:
-    "Let everything that is paid be counted in the run's folder; a run that begins anew has no records yet"
-    if self.run is None:
-        return
-    self.run.keep_checkpoint_every = 1  # They are small, and each can be tested later
-    self.instance.scenario.count_in(ledger_of(self.settings, self.run.dir))
-    if self.run.start is None:
-        for name in ("rollouts", "transcripts", "fine_tuning"):
-            shutil.rmtree(self.run.dir / name, ignore_errors=True)
+    def play(self, env, games: list, at_once: int) -> Iterable[dict[str, Any]]:
+        "Records of the games, as they end"
+        return play_games(self.instance, env, games, at_once, lambda: bool(self.stop))
 
-# %% ../../nbs/91_text_training/00_trainer.ipynb #c018
-@patch
-def record_file(self: TextRlTrainer, name: str) -> RecordFile:
-    "The records called `name`"
-    if name not in self.files:
-        self.files[name] = RecordFile(self.run and self.run.dir / "rollouts" / f"{name}.jsonl")
-    return self.files[name]
+    def publish(self, name: str, file: RecordFile) -> None:
+        "Tell trackers of the records, and write a transcript to be read"
+        text = self.hyper_params.text_rl
+        if self.run is None:
+            return
+        self.run.keep("rollouts", file.path)
+        if text.save_transcripts:
+            folder = self.run.dir / "transcripts"
+            folder.mkdir(exist_ok=True)
+            written = transcripts(file.in_order, text.transcript_format).encode()
+            self.run.keep("transcripts", atomic_write(folder / f"{name}.{text.transcript_format}", written))
 
+    def num_games(self) -> int:
+        "Games of an iteration"
+        n = self.hyper_params.rl.rollouts_per_iteration or len(self.instance.train_dataset)
+        return min(n, 2) if self.settings.test_run else n
 
-@patch
-def played(self: TextRlTrainer, name: str, games: list, env, title: str) -> list[dict[str, Any]]:
-    "Records of `games`, of which those are played that are not there"
-    file, concurrent = self.record_file(name), self.settings.max_concurrent_requests
-    there = {record["game"] for record in file.records}
-    with self.settings.tqdm_func(
-        total=len(games), initial=len(there), desc=title, unit="game", leave=False
-    ) as bar:
-        left = [deal for deal in games if deal.number not in there]
-        for record in self.play(env, left, 2 * concurrent):
-            file.add(record)
-            bar.update()
-    if len(file.records) < len(games):
-        raise Unfinished
-    self.publish(name, file)
-    return file.in_order
+    def sample_rollouts(self) -> None:
+        "Play the games of this iteration"
+        n = self.num_games()
+        size = len(self.instance.train_dataset)
+        dealt = deals(self.hyper_params.seed, "train", self.iteration, n, size)
+        self.played(
+            f"{self.iteration:06d}",
+            dealt,
+            self.instance.train_environment,
+            f"games of iteration {self.iteration}",
+        )
 
+    def log_stats(self) -> None:
+        "Take statistics of them"
+        self.metrics = game_statistics(self.record_file(f"{self.iteration:06d}").in_order)
 
-@patch
-def play(self: TextRlTrainer, env, games: list, at_once: int) -> Iterable[dict[str, Any]]:
-    "Records of the games, as they end"
-    return play_games(self.instance, env, games, at_once, lambda: bool(self.stop))
+    def headline(self, metrics: dict[str, float]) -> dict[str, str]:
+        spent = self.instance.scenario.ledger.total[
+            "cost"
+        ]  # No metric: a run that is repeated from kept replies costs nothing
+        return super().headline(metrics) | ({"spent": f"${spent:.2f}"} if spent else {})
 
+    def test_during_training(self) -> None:
+        "Test, if it is time to: before anything was learned, or in each iteration"
+        scheme = self.hyper_params.text_rl.test_scheme
+        if scheme == "all" or (scheme == "first_and_last" and self.iteration == 0):
+            self.metrics = self.metrics | self.test()
 
-@patch
-def publish(self: TextRlTrainer, name: str, file: RecordFile) -> None:
-    "Tell trackers of the records, and write a transcript to be read"
-    text = self.hyper_params.text_rl
-    if self.run is None:
-        return
-    self.run.keep("rollouts", file.path)
-    if text.save_transcripts:
-        folder = self.run.dir / "transcripts"
-        folder.mkdir(exist_ok=True)
-        written = transcripts(file.in_order, text.transcript_format).encode()
-        self.run.keep("transcripts", atomic_write(folder / f"{name}.{text.transcript_format}", written))
+    def create_fine_tune_jobs(self) -> None:
+        "Begin to fine-tune every model that there is something to learn for; a job that was begun before the run was stopped is not begun again"
+        for name, group in self.model_groups.items():
+            if name not in self.jobs_begun and not group.frozen:
+                suffix = f"{self.run.id if self.run else 'test'}-{self.iteration}-{name}"
+                seed = derive_seed(self.hyper_params.seed, "fine-tuning", name, self.iteration) % 2**31
+                group.create_job(self.lines(group), self.method, suffix, seed)
+                self.jobs_begun.append(name)
+                self.checkpoint()
 
-# %% ../../nbs/91_text_training/00_trainer.ipynb #c020
-@patch
-def num_games(self: TextRlTrainer) -> int:
-    "Games of an iteration"
-    n = self.hyper_params.rl.rollouts_per_iteration or len(self.instance.train_dataset)
-    return min(n, 2) if self.settings.test_run else n
+    def await_fine_tune_jobs(self) -> None:
+        "Wait until all are done, and let agents be what has come of them"
+        if not await_jobs(self.model_groups.values(), self.settings):
+            raise Unfinished
+        self.jobs_begun = []
+        self.take_seats()
 
+    def take_seats(self) -> None:
+        "Let each agent be the present model of its group"
+        for group in self.model_groups.values():
+            for name in group.agent_names:
+                self.instance.agents[name].whole.model_name = group.model
 
-@patch
-def sample_rollouts(self: TextRlTrainer) -> None:
-    "Play the games of this iteration"
-    n, size = self.num_games(), len(self.instance.train_dataset)
-    dealt = deals(self.hyper_params.seed, "train", self.iteration, n, size)
-    self.played(
-        f"{self.iteration:06d}",
-        dealt,
-        self.instance.train_environment,
-        f"games of iteration {self.iteration}",
-    )
+    def test(self) -> dict[str, float]:
+        "Play the same games on the test data each time, with models as they are now"
+        hp = self.hyper_params
+        n = len(self.instance.test_dataset)
+        total = n * hp.rl.num_test_iterations if hp.text_rl.test_on_whole_dataset else self.num_games()
+        total = min(total, 2) if self.settings.test_run else total
+        last = self.iteration == type(self).num_iterations(hp)
+        dealt = deals(hp.seed, "test", 0, total, n)
+        name = "test" if last else f"test-{self.iteration:06d}"
+        records = self.played(name, dealt, self.instance.test_environment, "test games")
+        return {f"test_{k}": v for k, v in game_statistics(records).items()}
 
-
-@patch
-def log_stats(self: TextRlTrainer) -> None:
-    "Take statistics of them"
-    self.metrics = game_statistics(self.record_file(f"{self.iteration:06d}").in_order)
-
-
-@patch
-def headline(self: TextRlTrainer, metrics: dict[str, float]) -> dict[str, str]:
-    spent = self.instance.scenario.ledger.total[
-        "cost"
-    ]  # No metric: a run that is repeated from kept replies costs nothing
-    return Trainer.headline(self, metrics) | ({"spent": f"${spent:.2f}"} if spent else {})
-
-
-@patch
-def test_during_training(self: TextRlTrainer) -> None:
-    "Test, if it is time to: before anything was learned, or in each iteration"
-    scheme = self.hyper_params.text_rl.test_scheme
-    if scheme == "all" or (scheme == "first_and_last" and self.iteration == 0):
-        self.metrics = self.metrics | self.test()
-
-# %% ../../nbs/91_text_training/00_trainer.ipynb #c021
-@patch
-def create_fine_tune_jobs(self: TextRlTrainer) -> None:
-    "Begin to fine-tune every model that there is something to learn for; a job that was begun before the run was stopped is not begun again"
-    for name, group in self.model_groups.items():
-        if name not in self.jobs_begun and not group.frozen:
-            suffix = f"{self.run.id if self.run else 'test'}-{self.iteration}-{name}"
-            seed = derive_seed(self.hyper_params.seed, "fine-tuning", name, self.iteration) % 2**31
-            group.create_job(self.lines(group), self.method, suffix, seed)
-            self.jobs_begun.append(name)
-            self.checkpoint()
-
-
-@patch
-def await_fine_tune_jobs(self: TextRlTrainer) -> None:
-    "Wait until all are done, and let agents be what has come of them"
-    if not await_jobs(self.model_groups.values(), self.settings):
-        raise Unfinished
-    self.jobs_begun = []
-    self.take_seats()
-
-
-@patch
-def take_seats(self: TextRlTrainer) -> None:
-    "Let each agent be the present model of its group"
-    for group in self.model_groups.values():
-        for name in group.agent_names:
-            self.instance.agents[name].whole.model_name = group.model
-
-# %% ../../nbs/91_text_training/00_trainer.ipynb #c022
-@patch
-def test(self: TextRlTrainer) -> dict[str, float]:
-    "Play the same games on the test data each time, with models as they are now"
-    hp, n = self.hyper_params, len(self.instance.test_dataset)
-    total = n * hp.rl.num_test_iterations if hp.text_rl.test_on_whole_dataset else self.num_games()
-    total = min(total, 2) if self.settings.test_run else total
-    last = self.iteration == type(self).num_iterations(hp)
-    dealt, name = deals(hp.seed, "test", 0, total, n), "test" if last else f"test-{self.iteration:06d}"
-    records = self.played(name, dealt, self.instance.test_environment, "test games")
-    return {f"test_{k}": v for k, v in game_statistics(records).items()}
-
-
-@patch
-def final_test(self: TextRlTrainer) -> dict[str, float]:
-    "The test of what has been learned, if the scheme has one"
-    if self.hyper_params.text_rl.test_scheme == "none":
-        return {}
-    try:
-        return self.test()
-    except Unfinished:
-        return {}
-    except SpendingLimitReached as reason:
-        self.give_up(reason)
-        return {}
+    def final_test(self) -> dict[str, float]:
+        "The test of what has been learned, if the scheme has one"
+        if self.hyper_params.text_rl.test_scheme == "none":
+            return {}
+        try:
+            return self.test()
+        except Unfinished:
+            return {}
+        except SpendingLimitReached as reason:
+            self.give_up(reason)
+            return {}

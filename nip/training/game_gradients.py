@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 from dataclasses import dataclass, field
-from fastcore.basics import patch
 from functools import partial
 from ..core.registry import Registry
 from ..core.seeds import generator
@@ -81,25 +80,22 @@ class DifferentiableGame:
             self._known[of] = {a: [next(found) for _ in self.params[a]] for a in involved}
         return self._known[of][by]
 
-# %% ../../nbs/90_training/01_game_gradients.ipynb #c011
-@patch
-def own(self: DifferentiableGame, agent: str) -> Tensors:
-    "ξ: the gradient of the agent's own loss, by its own parameters"
-    return [g.detach() for g in self.gradient(agent, agent)]
+    def own(self, agent: str) -> Tensors:
+        "ξ: the gradient of the agent's own loss, by its own parameters"
+        return [g.detach() for g in self.gradient(agent, agent)]
 
-
-@patch
-def step(self: DifferentiableGame, agent: str, direction: Tensors) -> Tensors:
-    "How far the agent goes along `direction`"
-    lr = self.lr[agent]
-    rates = lr if isinstance(lr, (list, tuple)) else [lr] * len(direction)
-    return [r * d for r, d in zip(rates, direction)]
+    def step(self, agent: str, direction: Tensors) -> Tensors:
+        "How far the agent goes along `direction`"
+        lr = self.lr[agent]
+        rates = lr if isinstance(lr, (list, tuple)) else [lr] * len(direction)
+        return [r * d for r, d in zip(rates, direction)]
 
 # %% ../../nbs/90_training/01_game_gradients.ipynb #c016
 @ihvp_solvers.register("nystrom")
 def nystrom(hvp, v: Tensor, params: SpgParameters, generator: torch.Generator) -> Tensor:
     "From `ihvp_rank` random columns of H; exact at full rank"
-    n, rho = len(v), params.ihvp_rho
+    n = len(v)
+    rho = params.ihvp_rho
     columns = torch.randperm(n, generator=generator)[: params.ihvp_rank].to(v.device)
     basis = torch.zeros(len(columns), n, dtype=v.dtype, device=v.device)
     basis.scatter_(1, columns.unsqueeze(1), 1.0)
@@ -112,15 +108,19 @@ def nystrom(hvp, v: Tensor, params: SpgParameters, generator: torch.Generator) -
 @ihvp_solvers.register("conj_grad")
 def conj_grad(hvp, v: Tensor, params: SpgParameters, generator: torch.Generator | None = None) -> Tensor:
     "`ihvp_num_iterations` steps of conjugate gradients, fewer where the curvature is negative or nothing is left to do"
-    x, r = torch.zeros_like(v), v
-    p, left = r, r @ r
+    x = torch.zeros_like(v)
+    r = v
+    p = r
+    left = r @ r
     for _ in range(params.ihvp_num_iterations):
         Ap = hvp(p) + params.ihvp_rho * p
         curvature = p @ Ap
         if left <= 1e-20 * (v @ v) or curvature <= 0:
             break
-        x, r = x + left / curvature * p, r - left / curvature * Ap
-        before, left = left, r @ r
+        x = x + left / curvature * p
+        r = r - left / curvature * Ap
+        before = left
+        left = r @ r
         p = r + left / before * p
     return x
 
@@ -128,13 +128,16 @@ def conj_grad(hvp, v: Tensor, params: SpgParameters, generator: torch.Generator 
 @ihvp_solvers.register("neumann")
 def neumann(hvp, v: Tensor, params: SpgParameters, generator: torch.Generator | None = None) -> Tensor:
     "`ihvp_num_iterations` terms of the Neumann series, fewer where the curvature is negative"
-    x, r, scale = torch.zeros_like(v), v, torch.zeros((), dtype=v.dtype, device=v.device)
+    x = torch.zeros_like(v)
+    r = v
+    scale = torch.zeros((), dtype=v.dtype, device=v.device)
     for _ in range(params.ihvp_num_iterations):
         Ar = hvp(r) + params.ihvp_rho * r
         if r @ Ar <= 0:
             break
         scale = torch.maximum(scale, Ar.norm() / r.norm())
-        x, r = x + r / scale, r - Ar / scale
+        x = x + r / scale
+        r = r - Ar / scale
     return x
 
 # %% ../../nbs/90_training/01_game_gradients.ipynb #c028
@@ -147,9 +150,16 @@ def best_response(
     game: DifferentiableGame, agent: str, w: Tensors, params: SpgParameters, generator: torch.Generator
 ) -> Tensors:
     "M w of a follower that goes to its optimum"
-    shape = lambda flat: [x.view_as(p) for x, p in zip(flat.split([p.numel() for p in w]), w)]
-    join = lambda parts: torch.cat([x.flatten() for x in parts])
-    hvp = lambda flat: join(gradients(game.gradient(agent, agent), game.params[agent], shape(flat)))
+
+    def shape(flat):
+        return [x.view_as(p) for x, p in zip(flat.split([p.numel() for p in w]), w)]
+
+    def join(parts):
+        return torch.cat([x.flatten() for x in parts])
+
+    def hvp(flat):
+        return join(gradients(game.gradient(agent, agent), game.params[agent], shape(flat)))
+
     return shape(ihvp_solvers[params.ihvp_variant](hvp, join(w), params, generator))
 
 # %% ../../nbs/90_training/01_game_gradients.ipynb #c030
@@ -203,7 +213,8 @@ def spg(game: DifferentiableGame, params: SpgParameters, generator: torch.Genera
 # %% ../../nbs/90_training/01_game_gradients.ipynb #c036
 def sos_scale(xi: Tensors, xi_0: Tensors, shaping: Tensors, a: float, b: float) -> Tensor:
     "p of stable opponent shaping; `shaping` is −αχ"
-    along, size = dot(shaping, xi_0), dot(xi, xi)
+    along = dot(shaping, xi_0)
+    size = dot(xi, xi)
     p_1 = torch.where(along >= 0, 1.0, (-a * dot(xi_0, xi_0) / along).clamp(max=1.0))
     return torch.minimum(p_1, torch.where(size < b * b, size, 1.0))
 
@@ -242,8 +253,10 @@ def returns_to_go(
 
     `value` and `target` are what a turn was and is thought to be worth, where `turns`; `done` is `[B time]`.
     """
-    togo, known = torch.zeros_like(reward), torch.zeros_like(turns)
-    ahead, seen = torch.zeros_like(reward[:, 0]), torch.zeros_like(turns[:, 0])
+    togo = torch.zeros_like(reward)
+    known = torch.zeros_like(turns)
+    ahead = torch.zeros_like(reward[:, 0])
+    seen = torch.zeros_like(turns[:, 0])
     for t in reversed(range(reward.shape[1])):
         over = done[:, t].unsqueeze(-1)
         known[:, t] = seen = seen | over
@@ -266,7 +279,8 @@ def advantages_at_all_turns(
     own: Tensor, togo: Tensor, turns: Tensor, counts: Tensor, round: Tensor, normalise: bool
 ) -> Tensor:
     "Advantages `[N agent]`, 0 where not `counts`; `own` at an agent's `turns`, elsewhere from `togo`; `round` is `[N]`"
-    mine, others = counts & turns, counts & ~turns
+    mine = counts & turns
+    others = counts & ~turns
     if normalise:
         own = own - masked_mean(own, mine)
     advantage = torch.where(mine, own, 0.0) + torch.where(others, less_round_mean(togo, others, round), 0.0)

@@ -22,15 +22,18 @@ def turn_advantages(
     `reward`, `value`, `acts` are `[B time agent]`, `done` (the game ends with the step) is `[B time]`. A turn is known when
     the game ended or the agent had another turn in the time given.
     """
-    advantage, known = torch.zeros_like(value), torch.zeros_like(acts)
-    next_value, next_advantage = torch.zeros_like(value[:, 0]), torch.zeros_like(value[:, 0])
+    advantage = torch.zeros_like(value)
+    known = torch.zeros_like(acts)
+    next_value = torch.zeros_like(value[:, 0])
+    next_advantage = torch.zeros_like(value[:, 0])
     since, discount = (
         next_value.clone(),
         torch.ones_like(next_value),
     )  # reward since, and discount until, the next turn
     follows = torch.zeros_like(acts[:, 0])
     for t in reversed(range(reward.shape[1])):
-        over, turn = done[:, t].unsqueeze(-1), acts[:, t]
+        over = done[:, t].unsqueeze(-1)
+        turn = acts[:, t]
         since = reward[:, t] + gamma * torch.where(over, 0.0, since)
         discount = gamma * torch.where(over, 0.0, discount)
         follows = follows | over
@@ -39,7 +42,8 @@ def turn_advantages(
         known[:, t] = turn & follows
         next_advantage = torch.where(turn, torch.where(follows, advantage[:, t], 0.0), next_advantage)
         next_value = torch.where(turn, value[:, t], next_value)
-        since, discount = torch.where(turn, 0.0, since), torch.where(turn, 1.0, discount)
+        since = torch.where(turn, 0.0, since)
+        discount = torch.where(turn, 1.0, discount)
         follows = follows | turn
     return advantage, known
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from dataclasses import dataclass
-from fastcore.basics import patch
 from ..agents.networks import activations, make_mlp
 from ..core.registry import Registry
 from ..core.seeds import derive_seed, generator, seeded
@@ -58,7 +57,8 @@ def first_messages(
 
     Messages `[N channel·position *shape]` are one per space, with the channels in which the agent may speak then; labels and ids are `[N]`.
     """
-    i, first = protocol.agent_names.index(agent), protocol.agent_first_active_round[agent]
+    i = protocol.agent_names.index(agent)
+    first = protocol.agent_first_active_round[agent]
     frames = played[(played["round"] == first) & played["agents", "active"][:, :, i].any(-1)]
     channels = protocol.active[:, first, i].any(0).nonzero().squeeze(-1).to(frames.device)
     spoken = frames["agents", "active"][:, i, channels]  # [N channel]
@@ -95,7 +95,10 @@ class CnnReader(nn.Module):
 
     def __init__(self, params: MessageRegressionParameters, said: list[Tensor], num_filters: int = 8):
         super().__init__()
-        make = lambda s: CONVOLUTIONS[s.ndim - 2](s.shape[1], num_filters, kernel_size=3, padding=1)
+
+        def make(s):
+            return CONVOLUTIONS[s.ndim - 2](s.shape[1], num_filters, kernel_size=3, padding=1)
+
         self.convolutions = nn.ModuleList(make(s) for s in said)
         self.activation = activations[params.mlp_activation]()
         d_in = num_filters * sum(s[0, 0].numel() for s in said)
@@ -115,8 +118,10 @@ class MessageRegressor(Observer):
 
     def __init__(self, hyper_params, protocol, spaces: list[MessageSpace]):
         self.check_parameters(hyper_params, protocol)
-        self.params, self.seed = hyper_params.message_regression, hyper_params.seed
-        self.protocol, self.spaces = protocol, spaces
+        self.params = hyper_params.message_regression
+        self.seed = hyper_params.seed
+        self.protocol = protocol
+        self.spaces = spaces
         chosen = self.params.agents
         self.agents = protocol.agent_names if chosen is None else list(chosen)
         self.readers: dict[str, tuple[nn.Module, torch.optim.Optimizer]] = {}
@@ -147,44 +152,39 @@ class MessageRegressor(Observer):
         found = {agent: self.score(agent, played) for agent in self.agents}
         return {f"{a}.message_regression_score": s for a, s in found.items() if s is not None}
 
-# %% ../../nbs/90_training/04_message_probe.ipynb #c020
-@patch
-def score(self: MessageRegressor, agent: str, played: TensorDictBase) -> float | None:
-    "Share of held-out first messages of `agent` whose label is guessed; None where there are too few of them"
-    said, y, ids = first_messages(played, self.protocol, agent, self.spaces)
-    test = is_held_out(ids, self.params.test_size, derive_seed(self.seed, "message regression", "held out"))
-    if test.sum() < MIN_HELD_OUT or (~test).sum() < MIN_HELD_OUT:
-        return None
-    with seeded(self.seed, "message regression", agent), torch.enable_grad():
-        reader = self.fit(agent, [s[~test] for s in said], y[~test])
-    with torch.no_grad():
-        return ((reader([s[test] for s in said]) > 0) == y[test]).float().mean().item()
+    def score(self, agent: str, played: TensorDictBase) -> float | None:
+        "Share of held-out first messages of `agent` whose label is guessed; None where there are too few of them"
+        said, y, ids = first_messages(played, self.protocol, agent, self.spaces)
+        test = is_held_out(
+            ids, self.params.test_size, derive_seed(self.seed, "message regression", "held out")
+        )
+        if test.sum() < MIN_HELD_OUT or (~test).sum() < MIN_HELD_OUT:
+            return None
+        with seeded(self.seed, "message regression", agent), torch.enable_grad():
+            reader = self.fit(agent, [s[~test] for s in said], y[~test])
+        with torch.no_grad():
+            return ((reader([s[test] for s in said]) > 0) == y[test]).float().mean().item()
 
-# %% ../../nbs/90_training/04_message_probe.ipynb #c021
-@patch
-def reader_of(
-    self: MessageRegressor, agent: str, said: list[Tensor]
-) -> tuple[nn.Module, torch.optim.Optimizer]:
-    "The reader and its optimiser: new ones, or those of before"
-    p = self.params
-    if p.reset_on_fit or agent not in self.readers:
-        reader = message_regressors[p.regression_method](p, said).to(said[0].device)
-        self.readers[agent] = reader, torch.optim.Adam(reader.parameters(), lr=p.mlp_learning_rate)
-        if before := self.before.pop(agent, None):
-            reader.load_state_dict(before["reader"])
-            load_optimiser(self.readers[agent][1], before["moments"])
-    return self.readers[agent]
+    def reader_of(self, agent: str, said: list[Tensor]) -> tuple[nn.Module, torch.optim.Optimizer]:
+        "The reader and its optimiser: new ones, or those of before"
+        p = self.params
+        if p.reset_on_fit or agent not in self.readers:
+            reader = message_regressors[p.regression_method](p, said).to(said[0].device)
+            self.readers[agent] = reader, torch.optim.Adam(reader.parameters(), lr=p.mlp_learning_rate)
+            if before := self.before.pop(agent, None):
+                reader.load_state_dict(before["reader"])
+                load_optimiser(self.readers[agent][1], before["moments"])
+        return self.readers[agent]
 
-
-@patch
-def fit(self: MessageRegressor, agent: str, said: list[Tensor], y: Tensor) -> nn.Module:
-    "A reader of `agent`, fitted by cross-entropy to messages `[N channel·position *shape]` and labels `[N]`"
-    p, shuffle = self.params, generator(self.seed, "message regression", agent, "batches")
-    reader, optimiser = self.reader_of(agent, said)
-    for _ in range(p.mlp_num_epochs):
-        for rows in torch.randperm(len(y), generator=shuffle).to(y.device).split(p.mlp_batch_size):
-            loss = F.binary_cross_entropy_with_logits(reader([s[rows] for s in said]), y[rows].float())
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-    return reader
+    def fit(self, agent: str, said: list[Tensor], y: Tensor) -> nn.Module:
+        "A reader of `agent`, fitted by cross-entropy to messages `[N channel·position *shape]` and labels `[N]`"
+        p = self.params
+        shuffle = generator(self.seed, "message regression", agent, "batches")
+        reader, optimiser = self.reader_of(agent, said)
+        for _ in range(p.mlp_num_epochs):
+            for rows in torch.randperm(len(y), generator=shuffle).to(y.device).split(p.mlp_batch_size):
+                loss = F.binary_cross_entropy_with_logits(reader([s[rows] for s in said]), y[rows].float())
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                optimiser.step()
+        return reader

@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from ..agents.combined import log_prob_and_entropy, may_decide
 from ..parameters.hyper_params import register_parameters
 from ..parameters.validation import Parameters, param
-from .losses import adapt_beta, critic_loss, effective_sample_size, kl_estimate, masked_mean, ppo_clip_loss, ppo_kl_loss
+from nip.training.losses import (
+    adapt_beta,
+    critic_loss,
+    effective_sample_size,
+    kl_estimate,
+    masked_mean,
+    ppo_clip_loss,
+    ppo_kl_loss,
+)
 from .rl import RlTrainer
 from .trainer import register_trainer
 from tensordict import TensorDictBase
@@ -78,14 +86,18 @@ class VanillaPpoTrainer(RlTrainer):
         return ppo_kl_loss(log_ratio, advantage, self.beta)
 
     def agent_losses(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        ppo, agents = self.hyper_params.ppo, batch["agents"]
-        acts, mean = agents["acts"], lambda x: masked_mean(x, agents["acts"])
+        ppo = self.hyper_params.ppo
+        agents = batch["agents"]
+        acts = agents["acts"]
+        mean = lambda x: masked_mean(x, agents["acts"])
         log_prob, entropy = log_prob_and_entropy(batch, self.spaces)
         log_ratio = torch.where(acts, log_prob - agents["log_prob"], 0.0)
         objective = mean(self.surrogate(log_ratio, agents["advantage"]))
-        kind, values = self.hyper_params.rl.loss_critic_type, (agents["value"], agents["value_target"])
+        kind = self.hyper_params.rl.loss_critic_type
+        values = (agents["value"], agents["value_target"])
         critic = mean(critic_loss(*values, kind, agents["old_value"], self.value_clip))
-        bonus, label = mean(entropy), self.hyper_params.vanilla_ppo.label_coef
+        bonus = mean(entropy)
+        label = self.hyper_params.vanilla_ppo.label_coef
         with torch.no_grad():
             stats = {"loss_objective": objective, "loss_critic": ppo.critic_coef * critic, "loss_critic_unscaled": critic,
                      "loss_entropy": -ppo.entropy_eps * bonus, "entropy": bonus, "kl_divergence": mean(kl_estimate(log_ratio)),
@@ -100,7 +112,10 @@ class VanillaPpoTrainer(RlTrainer):
         p = self.hyper_params.ppo
         if p.loss_type != "kl_penalty" or not losses:
             return
-        adapt = lambda beta, kl: adapt_beta(beta, kl, p.kl_target, p.kl_decrement, p.kl_increment)
+
+        def adapt(beta, kl):
+            return adapt_beta(beta, kl, p.kl_target, p.kl_decrement, p.kl_increment)
+
         adapted = [adapt(*pair) for pair in zip(self.beta.tolist(), losses["kl_divergence"].tolist())]
         self.beta = torch.tensor(adapted, device=self.beta.device)
 

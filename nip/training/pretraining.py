@@ -31,6 +31,8 @@ SHAPES = (
     "scenario",
     "dataset",
 )  # Of the hyper-parameters, what a body knows
+
+
 IRRELEVANT = ("update_schedule", "load_checkpoint_and_parameters", "checkpoint_run_id", "checkpoint_version", "checkpoint_entity",
               "checkpoint_project")  # fmt: skip
 
@@ -39,7 +41,8 @@ def body_recipe(instance: ScenarioInstance, agent: str) -> dict:
     "Everything that the pretrained body of `agent` depends on, as JSON can hold it"
     from nip import __version__
 
-    hp, protocol = instance.hyper_params, instance.protocol_handler
+    hp = instance.hyper_params
+    protocol = instance.protocol_handler
     params = {k: v for k, v in hp.agents[agent].to_dict().items() if k not in IRRELEVANT}
     groups = {
         g: getattr(hp, g).to_dict() for g in ("solo_agent", "dataset_options", hp.scenario) if hasattr(hp, g)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fastcore.basics import patch
 from ..agents.combined import log_prob_and_entropy
 from ..parameters.hyper_params import register_parameters
 from ..parameters.validation import Parameters
@@ -68,14 +67,19 @@ class ReinforceTrainer(RlTrainer):
         stats = {k: v.detach() for k, v in terms.items()} | {"entropy": masked_mean(entropy, acts).detach()}
         return sum(terms.values()) + self.direct_loss(batch), stats
 
-# %% ../../nbs/90_training/08_reinforce.ipynb #c017
-@patch
-def critic_terms(self: ReinforceTrainer, batch: TensorDictBase, entropy: Tensor) -> dict[str, Tensor]:
-    "Loss of the critic and entropy bonus, each `[agent]`"
-    agents, ppo, kind = batch["agents"], self.hyper_params.ppo, self.hyper_params.rl.loss_critic_type
-    critic = critic_loss(agents["value"], agents["value_target"], kind, agents["old_value"], self.value_clip)
-    mean = lambda x: masked_mean(x, agents["acts"])
-    return {
-        "loss_critic": ppo.critic_coef * mean(critic),
-        "loss_entropy": -ppo.entropy_eps * mean(entropy),
-    }
+    def critic_terms(self, batch: TensorDictBase, entropy: Tensor) -> dict[str, Tensor]:
+        "Loss of the critic and entropy bonus, each `[agent]`"
+        agents = batch["agents"]
+        ppo = self.hyper_params.ppo
+        kind = self.hyper_params.rl.loss_critic_type
+        critic = critic_loss(
+            agents["value"], agents["value_target"], kind, agents["old_value"], self.value_clip
+        )
+
+        def mean(x):
+            return masked_mean(x, agents["acts"])
+
+        return {
+            "loss_critic": ppo.critic_coef * mean(critic),
+            "loss_entropy": -ppo.entropy_eps * mean(entropy),
+        }

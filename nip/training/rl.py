@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import torch
 from dataclasses import dataclass
-from fastcore.basics import patch
 from ..agents.checkpoints import to_load
 from ..agents.combined import ActionSampler, IMPOSSIBLE, is_possible, may_decide
 from ..agents.networks import ObservationNorm, RunningNorm, gathering_statistics, learning_mode
@@ -17,7 +16,15 @@ from ..core.registry import Registry
 from ..core.seeds import generator, seeded
 from ..episodes.environment import Environment, MAX_EPISODE_SEED
 from ..episodes.rollouts import save_rollouts
-from ..episodes.statistics import confidence_interval, episode_totals, mean, per_instance, spread, std, verdict_statistics
+from nip.episodes.statistics import (
+    confidence_interval,
+    episode_totals,
+    mean,
+    per_instance,
+    spread,
+    std,
+    verdict_statistics,
+)
 from ..parameters.hyper_params import register_parameters
 from ..parameters.validation import ParameterError, Parameters, param
 from ..protocols.handler import build_protocol_handler
@@ -147,7 +154,8 @@ class RlTrainer(Trainer):
     def check_parameters(cls, hyper_params) -> None:
         "Raise `ParameterError` where the frames do not divide into games"
         super().check_parameters(hyper_params)
-        rl, protocol = hyper_params.rl, build_protocol_handler(hyper_params)
+        rl = hyper_params.rl
+        protocol = build_protocol_handler(hyper_params)
         steps = steps_per_iteration(hyper_params, protocol)
         if rl.frames_per_batch is not None and rl.frames_per_batch % steps:
             n = rl.frames_per_batch // steps * steps
@@ -162,30 +170,408 @@ class RlTrainer(Trainer):
         "Loss of each agent `[agent]` on a minibatch, and statistics by name, each `[agent]`"
         raise NotImplementedError
 
+    def prepare(self) -> None:
+        "Normalise observations, prime the networks' statistics, make the optimiser"
+        hp = self.hyper_params
+        device = torch.device(self.settings.device)
+        self.protocol = self.instance.protocol_handler
+        self.spaces = self.instance.message_spaces
+        self.agent_names = self.protocol.agent_names
+        self.sampler = ActionSampler(self.spaces, generator(hp.seed, "actions", device=device))
+        self.shuffle = generator(hp.seed, "minibatches")
+        self.is_decider = self.protocol.is_decider.to(device)
+        chooses = [self.instance.agents[a].policy_head.chooses_messages for a in self.agent_names]
+        self.chooses_messages = torch.tensor(chooses, device=device)
+        self.groups = [
+            g | {"agent": a}
+            for a, agent in self.instance.agents.items()
+            for g in agent.lr_groups(hp.rl.body_lr_factor)
+            if not agent.params.freeze_agent
+        ]
+        self.optimiser = make_optimiser(self.groups, hp.rl.lr)
+        self.observers = [o(hp, self.protocol, self.spaces) for o in observers_of(hp)]
+        self.state_of_play = self.instance.train_environment.reset()
+        self.prime_statistics()
+
+    def parameters_of(self, agent: str) -> list[Tensor]:
+        return [p for g in self.groups if g["agent"] == agent for p in g["params"]]
+
+    def modules(self) -> list[torch.nn.Module]:
+        "All combined parts, in the order in which they run"
+        return list(self.instance.combined.values())
+
+    def act(self, td: TensorDictBase, sample: bool = True) -> TensorDictBase:
+        "Representations, logits and values of all who have the floor; with `sample` also their actions"
+        parts = self.instance.combined
+        td = parts["policy_head"](parts["body"](td))
+        if "value_body" in parts:
+            td = parts["value_body"](td)
+        elif not self.hyper_params.rl.critic_trains_body and ("agents", "instance_repr") in td.keys(True):
+            td["agents", "instance_repr"] = td["agents", "instance_repr"].detach()
+        if "value_head" in parts:
+            td = parts["value_head"](td)
+        else:
+            td["agents", "value"] = torch.zeros(*td.batch_size, len(self.agent_names), device=td.device)
+        return self.sampler(td) if sample else td
+
+    def observed(self, td: TensorDictBase, *more) -> TensorDict:
+        "The observations in `td`, and `more`"
+        return td.select(*self.instance.train_environment.observation_spec.keys(True, True), *more)
+
+    def frame(self, td: TensorDictBase, after: TensorDictBase) -> TensorDict:
+        "What is kept of a step: observations, actions, values, and what came of it"
+        choices = self.sampler.choices
+        kept = self.observed(td, *[("agents", k) for k in ("log_prob", "value", *choices, *choices.values())])
+        kept["agents", "reward"] = after["agents", "reward"]
+        kept["done"], kept["outcome"] = after["done"].squeeze(-1), after["verdict"]
+        return kept
+
+    def turns(self, td: TensorDictBase) -> Tensor:
+        "Who has a choice: bool `[… agent]`"
+        flat = td.reshape(-1)
+        turns = flat["agents", "active"].any(-1) & self.chooses_messages | may_decide(flat, self.is_decider)
+        return turns.view(*td.shape, -1)
+
+    def collect(self) -> TensorDict:
+        "Frames `[B time]` of an iteration; those off the record are marked by `recorded` false"
+        env = self.instance.train_environment
+        steps = steps_per_iteration(self.hyper_params, self.protocol)
+        td = self.state_of_play
+        frames = []
+        open_turn = torch.zeros(env.batch_size[0], len(self.agent_names), dtype=torch.bool, device=env.device)
+        with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+            while len(frames) < steps or (
+                open_turn.any() and len(frames) < 2 * steps + self.protocol.max_message_rounds
+            ):
+                td, following = env.step_and_maybe_reset(self.act(td))
+                frames.append(self.frame(td, td["next"]))
+                frames[-1]["recorded"] = torch.full_like(frames[-1]["done"], len(frames) <= steps)
+                acts = self.turns(td)
+                done = frames[-1]["done"].unsqueeze(-1)
+                frames[-1]["agents", "turns"] = acts
+                open_turn = (open_turn & ~acts | (acts if len(frames) <= steps else False)) & ~done
+                td = following
+                if len(frames) == steps:
+                    self.state_of_play = following.clone()
+        return torch.stack(frames, 1)
+
+    def look_back(self, played: TensorDict, normalise: bool) -> TensorDict:
+        "Frames `[N]` on record, with advantages and value targets, and `acts` `[N agent]` of what can be learned from"
+        rl = self.hyper_params.rl
+        agents = played["agents"]
+        advantage, known = turn_advantages(
+            agents["reward"], agents["value"], agents["turns"], played["done"], rl.gamma, self.trace_decay
+        )
+        agents["old_value"], agents["value_target"] = agents["value"], advantage + agents["value"]
+        agents["acts"] = known & played["recorded"].unsqueeze(-1)
+        steps = steps_per_iteration(self.hyper_params, self.protocol)
+        flat = played[:, :steps].reshape(-1)
+        advantage = advantage[:, :steps].flatten(0, 1)
+        flat["agents", "raw_advantage"] = advantage
+        flat["agents", "advantage"] = (
+            standardise(advantage, flat["agents", "acts"]) if normalise else advantage
+        )
+        return flat
+
+    def learners(self) -> list[str]:
+        "Agents that learn in this iteration"
+        schedules = {
+            a: getattr(self.hyper_params.agents[a], "update_schedule", None) for a in self.agent_names
+        }
+        return [
+            a
+            for a, s in schedules.items()
+            if s is not None and s.is_active(self.iteration) and self.parameters_of(a)
+        ]
+
+    def improve(self, flat: TensorDict) -> dict[str, Tensor]:
+        "All epochs over the frames; statistics by name, each `[agent]`, averaged over minibatches"
+        rl = self.hyper_params.rl
+        learners = self.learners()
+        if not learners:
+            return {}
+        learns = torch.tensor([a in learners for a in self.agent_names], device=flat.device)
+        flat = flat.exclude(*[("agents", k) for k in self.sampler.choices.values()])
+        flat["agents", "acts"] = flat["agents", "acts"] & learns
+        if (
+            not self.protocol.has_direct_rewards
+        ):  # else the logits of agents that do not learn are of interest, too
+            flat["agents", "active"] = flat["agents", "active"] & flat["agents", "acts"].unsqueeze(-1)
+        flat = flat[flat["agents", "acts"].any(-1)]
+        if not len(flat):
+            return {}
+        with learning_mode(*self.modules()), seeded(self.hyper_params.seed, "noise", self.iteration):
+            epochs = [self.minibatches(flat) for _ in range(rl.num_epochs)]
+            steps = [self.update(flat[rows], learners) for minibatches in epochs for rows in minibatches]
+        return {name: torch.stack([stats[name] for stats in steps]).mean(0) for name in steps[0]}
+
+    def minibatches(self, flat: TensorDict) -> tuple[Tensor, ...]:
+        "Random rows of the frames `flat [N]`, each once"
+        order = torch.randperm(len(flat), generator=self.shuffle).to(flat.device)
+        return order.split(self.hyper_params.rl.minibatch_size)
+
+    def update(self, batch: TensorDictBase, learners: list[str]) -> dict[str, Tensor]:
+        "One step of the optimiser"
+        losses, stats = self.agent_losses(self.act(batch, sample=False))
+        self.check_finite(losses)
+        self.optimiser.zero_grad(set_to_none=True)
+        losses.sum().backward()
+        self.step(learners)
+        return stats | {"loss": losses.detach()}
+
+    def step(self, learners: list[str]) -> None:
+        "Step along the gradients of the agents that learn, clipped"
+        for agent in self.agent_names:
+            if agent not in learners:
+                for p in self.parameters_of(agent):
+                    p.grad = None
+                continue
+            torch.nn.utils.clip_grad_norm_(
+                self.parameters_of(agent), self.hyper_params.rl.max_grad_norm, foreach=True
+            )
+        self.optimiser.step()
+
+    def direct_loss(self, batch: TensorDictBase) -> Tensor:
+        "Minus the rewards that are functions of the logits in `batch`: mean `[agent]` over frames where they act"
+        if not self.protocol.has_direct_rewards:
+            return torch.zeros(len(self.agent_names), device=batch.device)
+        return -masked_mean(self.protocol.direct_rewards(batch), batch["agents", "acts"])
+
+    def check_finite(self, losses: Tensor) -> None:
+        bad = [a for a, fine in zip(self.agent_names, losses.isfinite().tolist()) if not fine]
+        if bad:
+            raise TrainingError(f"iteration {self.iteration}: the loss of {' and '.join(bad)} is not finite ({losses.tolist()}); "
+                                    "a smaller rl.lr or rl.max_grad_norm may help")  # fmt: skip
+
+    def anneal(self) -> None:
+        rl = self.hyper_params.rl
+        share = 1 - self.iteration / max(1, rl.num_iterations) if rl.anneal_lr else 1.0
+        for g in self.optimiser.param_groups if self.optimiser else ():
+            g["lr"] = rl.lr * g["lr_factor"] * share
+
+    def norms(self, kind: type) -> list[torch.nn.Module]:
+        "Norms of exactly this `kind` whose statistics may move: not those of a frozen agent that has some"
+
+        def wants(p):
+            return (
+                kind is not ObservationNorm
+                or self.hyper_params.rl.normalize_observations
+                or p.normalize_message_history
+            )
+
+        parts = [
+            (self.hyper_params.agents[a], part)
+            for module in self.modules()
+            for a, part in module.parts.items()
+        ]
+        found = [(p, m) for p, part in parts for m in part.modules() if type(m) is kind]
+        return [m for p, m in found if wants(p) and not (p.freeze_agent and m.started)]
+
+    def follow_statistics(self, flat: TensorDictBase, num_frames: int = 512) -> None:
+        "Let the networks' running statistics follow a sample of the frames"
+        norms = self.norms(RunningNorm)
+        if not norms:
+            return
+        rows = torch.randperm(len(flat), generator=self.shuffle)[:num_frames].to(flat.device)
+        with torch.no_grad(), gathering_statistics(*norms):
+            self.act(flat[rows], sample=False)
+
+    def prime_statistics(self) -> None:
+        "Play at random; take the statistics of messages from that, then those inside the networks"
+        rl = self.hyper_params.rl
+        env = self.instance.train_environment
+        td = self.state_of_play
+        frames = []
+        with torch.no_grad():
+            for _ in range(
+                max(
+                    self.protocol.max_message_rounds,
+                    math.ceil(rl.num_normalization_steps / env.batch_size[0]),
+                )
+            ):
+                shape = (
+                    *env.batch_size,
+                    len(self.agent_names),
+                    self.protocol.num_message_channels,
+                    env.message_size,
+                )
+                for space in self.spaces:
+                    td["agents", space.logits_key] = torch.zeros(*shape, space.size, device=env.device)
+                possible = self.instance.scenario.message_mask(self.protocol, td)
+                td["agents", "main_message_logits"] = torch.where(possible, 0.0, IMPOSSIBLE)
+                td["agents", "decision_logits"] = torch.zeros(*shape[:2], 3, device=env.device)
+                frames.append(self.observed(td).clone())
+                _, td = env.step_and_maybe_reset(self.sampler(td))
+            seen = torch.cat(frames)
+            brought = {m for a in to_load(self.hyper_params) for m in self.instance.agents[a].modules()}
+            for kind in (ObservationNorm, RunningNorm):
+                norms = [
+                    m for m in self.norms(kind) if m not in brought
+                ]  # an earlier run's agent has its own
+                with gathering_statistics(*norms, kind=kind):
+                    self.act(seen, sample=False)
+        self.state_of_play = env.reset()
+
+    def iterate(self) -> dict[str, float]:
+        self.anneal()
+        played = self.collect()
+        flat = self.look_back(played, self.normalise_advantage)
+        losses = self.improve(flat)
+        self.follow_statistics(flat)
+        self.after_iteration(losses)
+        recorded = played[:, : steps_per_iteration(self.hyper_params, self.protocol)]
+        stats = self.game_statistics(recorded) | self.loss_statistics(flat, losses)
+        for observer in self.observers:
+            stats |= observer.scores(recorded)
+        self.take_samples(recorded)
+        return stats
+
+    def after_iteration(self, losses: dict[str, Tensor]) -> None:
+        "Room for what an algorithm adapts between iterations"
+
+    def agent_statistics(self, played: TensorDict, i: int, over: Tensor, totals: Tensor) -> dict[str, float]:
+        "Rewards, entropies and values of agent `i` in frames `[B time]`; `totals [game]` are its rewards in games that ended"
+        agents = played["agents"]
+        name = self.agent_names[i]
+        speaks = agents["active"][:, :, i]  # [B time channel]
+        ids = played["id"][over]
+        decisions = agents["decision_logits"][:, :, i]
+        stats = {"mean_step_reward": mean(agents["reward"][..., i]), "mean_episode_reward": mean(totals),
+                 "worst_episode_reward": per_instance(totals, ids).min().item() if len(ids) else math.nan}  # fmt: skip
+        for space in self.spaces:
+            logits = agents[space.logits_key][:, :, i][speaks]
+            said = space.latest_key
+            entropy, largest = spread(logits, is_possible(logits))
+            stats |= {f"mean_{said}_entropy": mean(entropy), f"std_{said}_entropy": std(entropy),
+                      f"mean_max_{said}_prob": mean(largest), f"std_max_{said}_prob": std(largest)}  # fmt: skip
+        if self.is_decider[i]:
+            doubts = decisions[may_decide(played.reshape(-1), self.is_decider)[:, i].view(played.shape)]
+            doubt, _ = spread(doubts, is_possible(doubts))
+            stats |= {"mean_decision_entropy": mean(doubt), "std_decision_entropy": std(doubt)}
+        return {f"{name}.{k}": v for k, v in stats.items()}
+
+    def game_statistics(self, played: TensorDict) -> dict[str, float]:
+        "Statistics of frames `[B time]`"
+        over = played["done"]
+        totals = episode_totals(played["agents", "reward"], over)
+        stats = {"mean_episode_length": mean(played["round"][over] + 1)}
+        stats |= verdict_statistics(
+            played["outcome"][over], played["y"][over].squeeze(-1), played["id"][over]
+        )
+        for i, _ in enumerate(self.agent_names):
+            stats |= self.agent_statistics(played, i, over, totals[:, i])
+        return stats
+
+    def loss_statistics(self, flat: TensorDict, losses: dict[str, Tensor]) -> dict[str, float]:
+        "Losses and values, per agent, over the frames `[N]` in which it acts"
+        agents = flat["agents"]
+        acts = flat["agents", "acts"]
+
+        def average(x):
+            return masked_mean(x, acts)
+
+        residual = agents["value_target"] - agents["value"]
+
+        def variance(x):
+            return average((x - average(x)).square())
+
+        unexplained = variance(residual) / variance(agents["value_target"]).clamp(min=1e-12)
+        table = {
+            "mean_advantage": average(agents["raw_advantage"]),
+            "residual_critic_variance": unexplained,
+            **losses,
+        }
+        table |= {f"mean_{k}": average(agents[k]) for k in ("value", "value_target")}
+        stats = {f"{a}.{k}": v[i].item() for k, v in table.items() for i, a in enumerate(self.agent_names)}
+        return stats | {
+            k: v.sum().item() if k.startswith("loss") else v.mean().item() for k, v in losses.items()
+        }
+
+    def play_out(self, env: Environment, indices: Tensor, seeds: Tensor) -> TensorDict:
+        "Whole games on the instances `indices [B]`: frames `[B time]`, of which those after the end do not count"
+        td = env.start(indices, seeds)
+        frames = []
+        over = torch.zeros(len(indices), dtype=torch.bool, device=env.device)
+        with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+            for _ in range(self.protocol.max_message_rounds):
+                td = self.act(td)
+                after = env.play(td)
+                frames.append(self.frame(td, after))
+                frames[-1]["over_before"] = over
+                over = over | frames[-1]["done"]
+                if over.all():
+                    break
+                td = after
+        return torch.stack(frames, 1)
+
+    def without_epilogue(self, played: TensorDict) -> TensorDict:
+        "Blank what was played after the end of a game"
+        late = played.pop("over_before")
+        played["done"] = played["done"] & ~late
+        played["agents", "reward"] = played["agents", "reward"] * ~late.unsqueeze(-1)
+        played["agents", "active"] = played["agents", "active"] & ~late[..., None, None]
+        return played
+
+    def test_rollouts(self, passes: int | None = None, chunk: int = 1000) -> list[TensorDict]:
+        "Games on every test instance, `passes` times, in pieces of `chunk`"
+        env = self.instance.test_environment
+        n = len(self.instance.test_dataset)
+        passes = 1 if self.settings.test_run else passes or self.hyper_params.rl.num_test_iterations
+        seeds = generator(self.hyper_params.seed, "test seeds")
+        pieces = [rows for _ in range(passes) for rows in torch.arange(n).split(chunk)]
+        bar = self.settings.tqdm_func(pieces, desc="testing")
+
+        def draw(n):
+            return torch.randint(MAX_EPISODE_SEED, (n,), generator=seeds)
+
+        return [self.without_epilogue(self.play_out(env, rows, draw(len(rows)))) for rows in bar]
+
+    def test(self) -> dict[str, float]:
+        pieces = self.test_rollouts()
+        self.take_samples(pieces[0])
+        stats = [self.game_statistics(p) for p in pieces]
+        played = {k: torch.cat([p[k][p["done"]] for p in pieces]) for k in ("outcome", "y", "id")}
+        y = played["y"].squeeze(-1)
+        whole = {k: torch.tensor([s[k] for s in stats]).nanmean().item() for k in stats[0]}
+        whole |= verdict_statistics(played["outcome"], y, played["id"])
+        low, high = confidence_interval((played["outcome"] == y).float(), played["id"])
+        return {f"test_{k}": v for k, v in (whole | {"accuracy_low": low, "accuracy_high": high}).items()}
+
+    def take_samples(self, played: TensorDict) -> None:
+        "Remember a few of the games `[B time]`, apart, so that the others can be forgotten"
+        self.samples = played[: self.settings.num_rollout_samples].clone() if self.run else None
+
+    def keep_samples(self, name: str) -> None:
+        if len(self.samples):
+            save_rollouts(self.run, name, self.samples, self.protocol, self.spaces)
+
+    def generators(self) -> dict[str, torch.Generator]:
+        return {"actions": self.sampler.generator, "minibatches": self.shuffle}
+
+    def state(self) -> dict:
+        games = self.state_of_play.flatten_keys("/")
+        return super().state() | {
+            "optimiser": self.optimiser.state_dict()["state"] if self.optimiser else {},
+            "random": {name: g.get_state() for name, g in self.generators().items()},
+            "games": dict(games.items()),
+            "environment": self.instance.train_environment.progress(),
+            "observers": {str(i): observer.state() for i, observer in enumerate(self.observers)},
+        }
+
+    def load_state(self, state: dict) -> None:
+        super().load_state(state)
+        if self.optimiser:
+            load_optimiser(self.optimiser, state["optimiser"])
+        for name, g in self.generators().items():
+            g.set_state(state["random"][name])
+        self.state_of_play = TensorDict(
+            state["games"], self.state_of_play.batch_size, device=self.state_of_play.device
+        )
+        self.instance.train_environment.go_on(state["environment"])
+        for i, observer in enumerate(self.observers):
+            observer.load_state(state["observers"].get(str(i), {}))
+
 # %% ../../nbs/90_training/03_rl.ipynb #c012
-@patch
-def prepare(self: RlTrainer) -> None:
-    "Normalise observations, prime the networks' statistics, make the optimiser"
-    hp, device = self.hyper_params, torch.device(self.settings.device)
-    self.protocol, self.spaces = self.instance.protocol_handler, self.instance.message_spaces
-    self.agent_names = self.protocol.agent_names
-    self.sampler = ActionSampler(self.spaces, generator(hp.seed, "actions", device=device))
-    self.shuffle = generator(hp.seed, "minibatches")
-    self.is_decider = self.protocol.is_decider.to(device)
-    chooses = [self.instance.agents[a].policy_head.chooses_messages for a in self.agent_names]
-    self.chooses_messages = torch.tensor(chooses, device=device)
-    self.groups = [
-        g | {"agent": a}
-        for a, agent in self.instance.agents.items()
-        for g in agent.lr_groups(hp.rl.body_lr_factor)
-        if not agent.params.freeze_agent
-    ]
-    self.optimiser = make_optimiser(self.groups, hp.rl.lr)
-    self.observers = [o(hp, self.protocol, self.spaces) for o in observers_of(hp)]
-    self.state_of_play = self.instance.train_environment.reset()
-    self.prime_statistics()
-
-
 def make_optimiser(groups: list[dict], lr: float) -> torch.optim.Adam | None:
     "Adam over all groups, joined where their factors agree: each update is one call per factor"
     by_factor: dict[float, list[Tensor]] = {}
@@ -196,414 +582,5 @@ def make_optimiser(groups: list[dict], lr: float) -> torch.optim.Adam | None:
     ]
     return torch.optim.Adam(joined, eps=1e-5, fused=True) if joined else None
 
-
-@patch
-def parameters_of(self: RlTrainer, agent: str) -> list[Tensor]:
-    return [p for g in self.groups if g["agent"] == agent for p in g["params"]]
-
-
-@patch
-def modules(self: RlTrainer) -> list[torch.nn.Module]:
-    "All combined parts, in the order in which they run"
-    return list(self.instance.combined.values())
-
-# %% ../../nbs/90_training/03_rl.ipynb #c014
-@patch
-def act(self: RlTrainer, td: TensorDictBase, sample: bool = True) -> TensorDictBase:
-    "Representations, logits and values of all who have the floor; with `sample` also their actions"
-    parts = self.instance.combined
-    td = parts["policy_head"](parts["body"](td))
-    if "value_body" in parts:
-        td = parts["value_body"](td)
-    elif not self.hyper_params.rl.critic_trains_body and ("agents", "instance_repr") in td.keys(True):
-        td["agents", "instance_repr"] = td["agents", "instance_repr"].detach()
-    if "value_head" in parts:
-        td = parts["value_head"](td)
-    else:
-        td["agents", "value"] = torch.zeros(*td.batch_size, len(self.agent_names), device=td.device)
-    return self.sampler(td) if sample else td
-
-
-@patch
-def observed(self: RlTrainer, td: TensorDictBase, *more) -> TensorDict:
-    "The observations in `td`, and `more`"
-    return td.select(*self.instance.train_environment.observation_spec.keys(True, True), *more)
-
-
-@patch
-def frame(self: RlTrainer, td: TensorDictBase, after: TensorDictBase) -> TensorDict:
-    "What is kept of a step: observations, actions, values, and what came of it"
-    choices = self.sampler.choices
-    kept = self.observed(td, *[("agents", k) for k in ("log_prob", "value", *choices, *choices.values())])
-    kept["agents", "reward"] = after["agents", "reward"]
-    kept["done"], kept["outcome"] = after["done"].squeeze(-1), after["verdict"]
-    return kept
-
-# %% ../../nbs/90_training/03_rl.ipynb #c016
-@patch
-def turns(self: RlTrainer, td: TensorDictBase) -> Tensor:
-    "Who has a choice: bool `[… agent]`"
-    flat = td.reshape(-1)
-    turns = flat["agents", "active"].any(-1) & self.chooses_messages | may_decide(flat, self.is_decider)
-    return turns.view(*td.shape, -1)
-
-# %% ../../nbs/90_training/03_rl.ipynb #c018
-@patch
-def collect(self: RlTrainer) -> TensorDict:
-    "Frames `[B time]` of an iteration; those off the record are marked by `recorded` false"
-    env, steps = self.instance.train_environment, steps_per_iteration(self.hyper_params, self.protocol)
-    td, frames = self.state_of_play, []
-    open_turn = torch.zeros(env.batch_size[0], len(self.agent_names), dtype=torch.bool, device=env.device)
-    with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
-        while len(frames) < steps or (
-            open_turn.any() and len(frames) < 2 * steps + self.protocol.max_message_rounds
-        ):
-            td, following = env.step_and_maybe_reset(self.act(td))
-            frames.append(self.frame(td, td["next"]))
-            frames[-1]["recorded"] = torch.full_like(frames[-1]["done"], len(frames) <= steps)
-            acts, done = self.turns(td), frames[-1]["done"].unsqueeze(-1)
-            frames[-1]["agents", "turns"] = acts
-            open_turn = (open_turn & ~acts | (acts if len(frames) <= steps else False)) & ~done
-            td = following
-            if len(frames) == steps:
-                self.state_of_play = following.clone()
-    return torch.stack(frames, 1)
-
-# %% ../../nbs/90_training/03_rl.ipynb #c020
-@patch
-def look_back(self: RlTrainer, played: TensorDict, normalise: bool) -> TensorDict:
-    "Frames `[N]` on record, with advantages and value targets, and `acts` `[N agent]` of what can be learned from"
-    rl, agents = self.hyper_params.rl, played["agents"]
-    advantage, known = turn_advantages(
-        agents["reward"], agents["value"], agents["turns"], played["done"], rl.gamma, self.trace_decay
-    )
-    agents["old_value"], agents["value_target"] = agents["value"], advantage + agents["value"]
-    agents["acts"] = known & played["recorded"].unsqueeze(-1)
-    steps = steps_per_iteration(self.hyper_params, self.protocol)
-    flat = played[:, :steps].reshape(-1)
-    advantage = advantage[:, :steps].flatten(0, 1)
-    flat["agents", "raw_advantage"] = advantage
-    flat["agents", "advantage"] = standardise(advantage, flat["agents", "acts"]) if normalise else advantage
-    return flat
-
-# %% ../../nbs/90_training/03_rl.ipynb #c022
-@patch
-def learners(self: RlTrainer) -> list[str]:
-    "Agents that learn in this iteration"
-    schedules = {a: getattr(self.hyper_params.agents[a], "update_schedule", None) for a in self.agent_names}
-    return [
-        a
-        for a, s in schedules.items()
-        if s is not None and s.is_active(self.iteration) and self.parameters_of(a)
-    ]
-
-
-@patch
-def improve(self: RlTrainer, flat: TensorDict) -> dict[str, Tensor]:
-    "All epochs over the frames; statistics by name, each `[agent]`, averaged over minibatches"
-    rl, learners = self.hyper_params.rl, self.learners()
-    if not learners:
-        return {}
-    learns = torch.tensor([a in learners for a in self.agent_names], device=flat.device)
-    flat = flat.exclude(*[("agents", k) for k in self.sampler.choices.values()])
-    flat["agents", "acts"] = flat["agents", "acts"] & learns
-    if (
-        not self.protocol.has_direct_rewards
-    ):  # else the logits of agents that do not learn are of interest, too
-        flat["agents", "active"] = flat["agents", "active"] & flat["agents", "acts"].unsqueeze(-1)
-    flat = flat[flat["agents", "acts"].any(-1)]
-    if not len(flat):
-        return {}
-    with learning_mode(*self.modules()), seeded(self.hyper_params.seed, "noise", self.iteration):
-        epochs = [self.minibatches(flat) for _ in range(rl.num_epochs)]
-        steps = [self.update(flat[rows], learners) for minibatches in epochs for rows in minibatches]
-    return {name: torch.stack([stats[name] for stats in steps]).mean(0) for name in steps[0]}
-
-
-@patch
-def minibatches(self: RlTrainer, flat: TensorDict) -> tuple[Tensor, ...]:
-    "Random rows of the frames `flat [N]`, each once"
-    order = torch.randperm(len(flat), generator=self.shuffle).to(flat.device)
-    return order.split(self.hyper_params.rl.minibatch_size)
-
-# %% ../../nbs/90_training/03_rl.ipynb #c023
-@patch
-def update(self: RlTrainer, batch: TensorDictBase, learners: list[str]) -> dict[str, Tensor]:
-    "One step of the optimiser"
-    losses, stats = self.agent_losses(self.act(batch, sample=False))
-    self.check_finite(losses)
-    self.optimiser.zero_grad(set_to_none=True)
-    losses.sum().backward()
-    self.step(learners)
-    return stats | {"loss": losses.detach()}
-
-
-@patch
-def step(self: RlTrainer, learners: list[str]) -> None:
-    "Step along the gradients of the agents that learn, clipped"
-    for agent in self.agent_names:
-        if agent not in learners:
-            for p in self.parameters_of(agent):
-                p.grad = None
-            continue
-        torch.nn.utils.clip_grad_norm_(
-            self.parameters_of(agent), self.hyper_params.rl.max_grad_norm, foreach=True
-        )
-    self.optimiser.step()
-
-
-@patch
-def direct_loss(self: RlTrainer, batch: TensorDictBase) -> Tensor:
-    "Minus the rewards that are functions of the logits in `batch`: mean `[agent]` over frames where they act"
-    if not self.protocol.has_direct_rewards:
-        return torch.zeros(len(self.agent_names), device=batch.device)
-    return -masked_mean(self.protocol.direct_rewards(batch), batch["agents", "acts"])
-
-
-@patch
-def check_finite(self: RlTrainer, losses: Tensor) -> None:
-    bad = [a for a, fine in zip(self.agent_names, losses.isfinite().tolist()) if not fine]
-    if bad:
-        raise TrainingError(f"iteration {self.iteration}: the loss of {' and '.join(bad)} is not finite ({losses.tolist()}); "
-                                "a smaller rl.lr or rl.max_grad_norm may help")  # fmt: skip
-
-# %% ../../nbs/90_training/03_rl.ipynb #c025
-@patch
-def anneal(self: RlTrainer) -> None:
-    rl = self.hyper_params.rl
-    share = 1 - self.iteration / max(1, rl.num_iterations) if rl.anneal_lr else 1.0
-    for g in self.optimiser.param_groups if self.optimiser else ():
-        g["lr"] = rl.lr * g["lr_factor"] * share
-
-
-@patch
-def norms(self: RlTrainer, kind: type) -> list[torch.nn.Module]:
-    "Norms of exactly this `kind` whose statistics may move: not those of a frozen agent that has some"
-    wants = lambda p: (
-        kind is not ObservationNorm
-        or self.hyper_params.rl.normalize_observations
-        or p.normalize_message_history
-    )
-    parts = [
-        (self.hyper_params.agents[a], part) for module in self.modules() for a, part in module.parts.items()
-    ]
-    found = [(p, m) for p, part in parts for m in part.modules() if type(m) is kind]
-    return [m for p, m in found if wants(p) and not (p.freeze_agent and m.started)]
-
-
-@patch
-def follow_statistics(self: RlTrainer, flat: TensorDictBase, num_frames: int = 512) -> None:
-    "Let the networks' running statistics follow a sample of the frames"
-    norms = self.norms(RunningNorm)
-    if not norms:
-        return
-    rows = torch.randperm(len(flat), generator=self.shuffle)[:num_frames].to(flat.device)
-    with torch.no_grad(), gathering_statistics(*norms):
-        self.act(flat[rows], sample=False)
-
-
-@patch
-def prime_statistics(self: RlTrainer) -> None:
-    "Play at random; take the statistics of messages from that, then those inside the networks"
-    rl, env, td = self.hyper_params.rl, self.instance.train_environment, self.state_of_play
-    frames = []
-    with torch.no_grad():
-        for _ in range(
-            max(self.protocol.max_message_rounds, math.ceil(rl.num_normalization_steps / env.batch_size[0]))
-        ):
-            shape = (
-                *env.batch_size,
-                len(self.agent_names),
-                self.protocol.num_message_channels,
-                env.message_size,
-            )
-            for space in self.spaces:
-                td["agents", space.logits_key] = torch.zeros(*shape, space.size, device=env.device)
-            possible = self.instance.scenario.message_mask(self.protocol, td)
-            td["agents", "main_message_logits"] = torch.where(possible, 0.0, IMPOSSIBLE)
-            td["agents", "decision_logits"] = torch.zeros(*shape[:2], 3, device=env.device)
-            frames.append(self.observed(td).clone())
-            _, td = env.step_and_maybe_reset(self.sampler(td))
-        seen = torch.cat(frames)
-        brought = {m for a in to_load(self.hyper_params) for m in self.instance.agents[a].modules()}
-        for kind in (ObservationNorm, RunningNorm):
-            norms = [m for m in self.norms(kind) if m not in brought]  # an earlier run's agent has its own
-            with gathering_statistics(*norms, kind=kind):
-                self.act(seen, sample=False)
-    self.state_of_play = env.reset()
-
 # %% ../../nbs/90_training/03_rl.ipynb #c027
-@patch
-def iterate(self: RlTrainer) -> dict[str, float]:
-    self.anneal()
-    played = self.collect()
-    flat = self.look_back(played, self.normalise_advantage)
-    losses = self.improve(flat)
-    self.follow_statistics(flat)
-    self.after_iteration(losses)
-    recorded = played[:, : steps_per_iteration(self.hyper_params, self.protocol)]
-    stats = self.game_statistics(recorded) | self.loss_statistics(flat, losses)
-    for observer in self.observers:
-        stats |= observer.scores(recorded)
-    self.take_samples(recorded)
-    return stats
-
-
 RlTrainer.normalise_advantage = False
-
-
-@patch
-def after_iteration(self: RlTrainer, losses: dict[str, Tensor]) -> None:
-    "Room for what an algorithm adapts between iterations"
-
-# %% ../../nbs/90_training/03_rl.ipynb #c029
-@patch
-def agent_statistics(
-    self: RlTrainer, played: TensorDict, i: int, over: Tensor, totals: Tensor
-) -> dict[str, float]:
-    "Rewards, entropies and values of agent `i` in frames `[B time]`; `totals [game]` are its rewards in games that ended"
-    agents, name = played["agents"], self.agent_names[i]
-    speaks = agents["active"][:, :, i]  # [B time channel]
-    ids, decisions = played["id"][over], agents["decision_logits"][:, :, i]
-    stats = {"mean_step_reward": mean(agents["reward"][..., i]), "mean_episode_reward": mean(totals),
-             "worst_episode_reward": per_instance(totals, ids).min().item() if len(ids) else math.nan}  # fmt: skip
-    for space in self.spaces:
-        logits, said = agents[space.logits_key][:, :, i][speaks], space.latest_key
-        entropy, largest = spread(logits, is_possible(logits))
-        stats |= {f"mean_{said}_entropy": mean(entropy), f"std_{said}_entropy": std(entropy),
-                  f"mean_max_{said}_prob": mean(largest), f"std_max_{said}_prob": std(largest)}  # fmt: skip
-    if self.is_decider[i]:
-        doubts = decisions[may_decide(played.reshape(-1), self.is_decider)[:, i].view(played.shape)]
-        doubt, _ = spread(doubts, is_possible(doubts))
-        stats |= {"mean_decision_entropy": mean(doubt), "std_decision_entropy": std(doubt)}
-    return {f"{name}.{k}": v for k, v in stats.items()}
-
-# %% ../../nbs/90_training/03_rl.ipynb #c030
-@patch
-def game_statistics(self: RlTrainer, played: TensorDict) -> dict[str, float]:
-    "Statistics of frames `[B time]`"
-    over = played["done"]
-    totals = episode_totals(played["agents", "reward"], over)
-    stats = {"mean_episode_length": mean(played["round"][over] + 1)}
-    stats |= verdict_statistics(played["outcome"][over], played["y"][over].squeeze(-1), played["id"][over])
-    for i, _ in enumerate(self.agent_names):
-        stats |= self.agent_statistics(played, i, over, totals[:, i])
-    return stats
-
-
-@patch
-def loss_statistics(self: RlTrainer, flat: TensorDict, losses: dict[str, Tensor]) -> dict[str, float]:
-    "Losses and values, per agent, over the frames `[N]` in which it acts"
-    agents, acts = flat["agents"], flat["agents", "acts"]
-    average = lambda x: masked_mean(x, acts)
-    residual = agents["value_target"] - agents["value"]
-    variance = lambda x: average((x - average(x)).square())
-    unexplained = variance(residual) / variance(agents["value_target"]).clamp(min=1e-12)
-    table = {
-        "mean_advantage": average(agents["raw_advantage"]),
-        "residual_critic_variance": unexplained,
-        **losses,
-    }
-    table |= {f"mean_{k}": average(agents[k]) for k in ("value", "value_target")}
-    stats = {f"{a}.{k}": v[i].item() for k, v in table.items() for i, a in enumerate(self.agent_names)}
-    return stats | {k: v.sum().item() if k.startswith("loss") else v.mean().item() for k, v in losses.items()}
-
-# %% ../../nbs/90_training/03_rl.ipynb #c032
-@patch
-def play_out(self: RlTrainer, env: Environment, indices: Tensor, seeds: Tensor) -> TensorDict:
-    "Whole games on the instances `indices [B]`: frames `[B time]`, of which those after the end do not count"
-    td, frames, over = (
-        env.start(indices, seeds),
-        [],
-        torch.zeros(len(indices), dtype=torch.bool, device=env.device),
-    )
-    with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
-        for _ in range(self.protocol.max_message_rounds):
-            td = self.act(td)
-            after = env.play(td)
-            frames.append(self.frame(td, after))
-            frames[-1]["over_before"] = over
-            over = over | frames[-1]["done"]
-            if over.all():
-                break
-            td = after
-    return torch.stack(frames, 1)
-
-
-@patch
-def without_epilogue(self: RlTrainer, played: TensorDict) -> TensorDict:
-    "Blank what was played after the end of a game"
-    late = played.pop("over_before")
-    played["done"] = played["done"] & ~late
-    played["agents", "reward"] = played["agents", "reward"] * ~late.unsqueeze(-1)
-    played["agents", "active"] = played["agents", "active"] & ~late[..., None, None]
-    return played
-
-# %% ../../nbs/90_training/03_rl.ipynb #c033
-@patch
-def test_rollouts(self: RlTrainer, passes: int | None = None, chunk: int = 1000) -> list[TensorDict]:
-    "Games on every test instance, `passes` times, in pieces of `chunk`"
-    env, n = self.instance.test_environment, len(self.instance.test_dataset)
-    passes = 1 if self.settings.test_run else passes or self.hyper_params.rl.num_test_iterations
-    seeds = generator(self.hyper_params.seed, "test seeds")
-    pieces = [rows for _ in range(passes) for rows in torch.arange(n).split(chunk)]
-    bar = self.settings.tqdm_func(pieces, desc="testing")
-    draw = lambda n: torch.randint(MAX_EPISODE_SEED, (n,), generator=seeds)
-    return [self.without_epilogue(self.play_out(env, rows, draw(len(rows)))) for rows in bar]
-
-
-@patch
-def test(self: RlTrainer) -> dict[str, float]:
-    pieces = self.test_rollouts()
-    self.take_samples(pieces[0])
-    stats = [self.game_statistics(p) for p in pieces]
-    played = {k: torch.cat([p[k][p["done"]] for p in pieces]) for k in ("outcome", "y", "id")}
-    y = played["y"].squeeze(-1)
-    whole = {k: torch.tensor([s[k] for s in stats]).nanmean().item() for k in stats[0]}
-    whole |= verdict_statistics(played["outcome"], y, played["id"])
-    low, high = confidence_interval((played["outcome"] == y).float(), played["id"])
-    return {f"test_{k}": v for k, v in (whole | {"accuracy_low": low, "accuracy_high": high}).items()}
-
-# %% ../../nbs/90_training/03_rl.ipynb #c035
-@patch
-def take_samples(self: RlTrainer, played: TensorDict) -> None:
-    "Remember a few of the games `[B time]`, apart, so that the others can be forgotten"
-    self.samples = played[: self.settings.num_rollout_samples].clone() if self.run else None
-
-
-@patch
-def keep_samples(self: RlTrainer, name: str) -> None:
-    if len(self.samples):
-        save_rollouts(self.run, name, self.samples, self.protocol, self.spaces)
-
-
-@patch
-def generators(self: RlTrainer) -> dict[str, torch.Generator]:
-    return {"actions": self.sampler.generator, "minibatches": self.shuffle}
-
-
-@patch
-def state(self: RlTrainer) -> dict:
-    games = self.state_of_play.flatten_keys("/")
-    return Trainer.state(self) | {
-        "optimiser": self.optimiser.state_dict()["state"] if self.optimiser else {},
-        "random": {name: g.get_state() for name, g in self.generators().items()},
-        "games": dict(games.items()),
-        "environment": self.instance.train_environment.progress(),
-        "observers": {str(i): observer.state() for i, observer in enumerate(self.observers)},
-    }
-
-
-@patch
-def load_state(self: RlTrainer, state: dict) -> None:
-    Trainer.load_state(self, state)
-    if self.optimiser:
-        load_optimiser(self.optimiser, state["optimiser"])
-    for name, g in self.generators().items():
-        g.set_state(state["random"][name])
-    self.state_of_play = TensorDict(
-        state["games"], self.state_of_play.batch_size, device=self.state_of_play.device
-    )
-    self.instance.train_environment.go_on(state["environment"])
-    for i, observer in enumerate(self.observers):
-        observer.load_state(state["observers"].get(str(i), {}))

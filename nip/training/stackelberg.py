@@ -6,12 +6,21 @@
 from __future__ import annotations
 
 import torch
-from fastcore.basics import patch
 from ..agents.combined import log_prob_and_entropy
 from ..core.seeds import generator
 from ..parameters.validation import ParameterError
 from ..protocols.handler import build_protocol_handler
-from .game_gradients import DifferentiableGame, Tensors, add, advantages_at_all_turns, dot, magic_box, returns_to_go, spg_variants, twice_differentiable
+from nip.training.game_gradients import (
+    DifferentiableGame,
+    Tensors,
+    add,
+    advantages_at_all_turns,
+    dot,
+    magic_box,
+    returns_to_go,
+    spg_variants,
+    twice_differentiable,
+)
 from .losses import critic_loss, effective_sample_size, kl_estimate, masked_mean
 from .ppo import VanillaPpoTrainer
 from .rl import RlTrainer, steps_per_iteration
@@ -43,118 +52,117 @@ class SpgTrainer(VanillaPpoTrainer):
     def prepare(self) -> None:
         super().prepare()
         variant = self.hyper_params.spg.variant
-        self.direction, self.clipped = spg_variants[variant], spg_variants.meta(variant)["clipped"]
+        self.direction = spg_variants[variant]
+        self.clipped = spg_variants.meta(variant)["clipped"]
 
-# %% ../../nbs/90_training/09_stackelberg.ipynb #c006
-@patch
-def learning(self: SpgTrainer, td: TensorDictBase) -> Tensor:
-    "Who learns in this iteration: bool `[agent]`"
-    return torch.tensor([a in self.learners() for a in self.agent_names], device=td.device)
+    def learning(self, td: TensorDictBase) -> Tensor:
+        "Who learns in this iteration: bool `[agent]`"
+        return torch.tensor([a in self.learners() for a in self.agent_names], device=td.device)
 
+    def look_back(self, played: TensorDict, normalise: bool) -> TensorDict:
+        "Frames with `stake [N agent]`, the advantages at everybody's turns, and the number of the `game [N]`"
+        flat = RlTrainer.look_back(self, played, normalise)
+        agents = played["agents"]
+        ended = played["done"]
+        frames = [agents[k] for k in ("reward", "value", "value_target", "turns")]
+        found = returns_to_go(*frames, ended, self.hyper_params.rl.gamma)
+        steps = steps_per_iteration(self.hyper_params, self.protocol)
+        togo, known = (x[:, :steps].flatten(0, 1) for x in found)
+        own = flat["agents", "raw_advantage"]
+        turns = flat["agents", "turns"]
+        counts = known & (flat["agents", "acts"] & self.learning(flat)).any(-1, keepdim=True)
+        flat["agents", "stake"] = advantages_at_all_turns(own, togo, turns, counts, flat["round"], normalise)
+        begins = torch.cat([torch.ones_like(ended[:, :1]), ended[:, : steps - 1]], 1)
+        flat["game"] = begins.flatten().cumsum(0)
+        return flat
 
-@patch
-def look_back(self: SpgTrainer, played: TensorDict, normalise: bool) -> TensorDict:
-    "Frames with `stake [N agent]`, the advantages at everybody's turns, and the number of the `game [N]`"
-    flat, agents, ended = RlTrainer.look_back(self, played, normalise), played["agents"], played["done"]
-    frames = [agents[k] for k in ("reward", "value", "value_target", "turns")]
-    found = returns_to_go(*frames, ended, self.hyper_params.rl.gamma)
-    steps = steps_per_iteration(self.hyper_params, self.protocol)
-    togo, known = (x[:, :steps].flatten(0, 1) for x in found)
-    own, turns = flat["agents", "raw_advantage"], flat["agents", "turns"]
-    counts = known & (flat["agents", "acts"] & self.learning(flat)).any(-1, keepdim=True)
-    flat["agents", "stake"] = advantages_at_all_turns(own, togo, turns, counts, flat["round"], normalise)
-    begins = torch.cat([torch.ones_like(ended[:, :1]), ended[:, : steps - 1]], 1)
-    flat["game"] = begins.flatten().cumsum(0)
-    return flat
+    def minibatches(self, flat: TensorDict) -> list[Tensor]:
+        "Rows of the frames `flat [N]`, in order, of random games"
+        games, game = flat["game"].unique(return_inverse=True)
+        number = -(-len(flat) // self.hyper_params.rl.minibatch_size)
+        drawn = (
+            torch.randperm(len(games), generator=self.shuffle)
+            .to(flat.device)
+            .tensor_split(min(number, len(games)))
+        )
+        return [torch.isin(game, some).nonzero().squeeze(-1) for some in drawn]
 
-# %% ../../nbs/90_training/09_stackelberg.ipynb #c008
-@patch
-def minibatches(self: SpgTrainer, flat: TensorDict) -> list[Tensor]:
-    "Rows of the frames `flat [N]`, in order, of random games"
-    games, game = flat["game"].unique(return_inverse=True)
-    number = -(-len(flat) // self.hyper_params.rl.minibatch_size)
-    drawn = (
-        torch.randperm(len(games), generator=self.shuffle)
-        .to(flat.device)
-        .tensor_split(min(number, len(games)))
-    )
-    return [torch.isin(game, some).nonzero().squeeze(-1) for some in drawn]
+    def objectives(self, batch: TensorDictBase, log_ratio: Tensor) -> Tensor:
+        "Losses `[agent]` to be differentiated twice: 0, with the right derivatives"
+        score = log_ratio.sum(-1)
+        stake = batch["agents", "stake"]
+        gain = (
+            -self.surrogate(score.unsqueeze(-1), stake)
+            if self.clipped
+            else magic_box(score).unsqueeze(-1) * stake
+        )
+        return twice_differentiable(gain, score, batch["game"]).sum(0) / len(batch["game"].unique())
 
-# %% ../../nbs/90_training/09_stackelberg.ipynb #c010
-@patch
-def objectives(self: SpgTrainer, batch: TensorDictBase, log_ratio: Tensor) -> Tensor:
-    "Losses `[agent]` to be differentiated twice: 0, with the right derivatives"
-    score, stake = log_ratio.sum(-1), batch["agents", "stake"]
-    gain = (
-        -self.surrogate(score.unsqueeze(-1), stake)
-        if self.clipped
-        else magic_box(score).unsqueeze(-1) * stake
-    )
-    return twice_differentiable(gain, score, batch["game"]).sum(0) / len(batch["game"].unique())
+    def other_losses(self, batch: TensorDictBase, log_ratio: Tensor, entropy: Tensor) -> tuple[Tensor, dict]:
+        "Losses per game `[agent]` of critic, entropy and whatever is a function of the logits; and statistics"
+        ppo = self.hyper_params.ppo
+        agents = batch["agents"]
+        kind = self.hyper_params.rl.loss_critic_type
+        mean = lambda x: masked_mean(x, agents["acts"])
+        values = (agents["value"], agents["value_target"])
+        critic = mean(critic_loss(*values, kind, agents["old_value"], self.value_clip))
+        bonus = mean(entropy)
+        surrogate = mean(self.surrogate(log_ratio, agents["advantage"]))
+        turns = agents["acts"].sum(0) / len(batch["game"].unique())
+        loss = ppo.critic_coef * critic - ppo.entropy_eps * bonus + self.direct_loss(batch)
+        stats = {"loss": surrogate + loss, "loss_objective": surrogate, "loss_critic": ppo.critic_coef * critic, "loss_critic_unscaled": critic,
+                 "loss_entropy": -ppo.entropy_eps * bonus, "entropy": bonus, "kl_divergence": mean(kl_estimate(log_ratio)),
+                 "ESS": effective_sample_size(log_ratio, agents["acts"])}  # fmt: skip
+        return turns * loss, {k: v.detach() for k, v in stats.items()}
 
+    def game_of(self, objectives: Tensor, learners: list[str]) -> DifferentiableGame:
+        "The game of those who learn, in what makes their policies"
+        rate = {id(p): g["lr"] for g in self.optimiser.param_groups for p in g["params"]}
 
-@patch
-def other_losses(
-    self: SpgTrainer, batch: TensorDictBase, log_ratio: Tensor, entropy: Tensor
-) -> tuple[Tensor, dict]:
-    "Losses per game `[agent]` of critic, entropy and whatever is a function of the logits; and statistics"
-    ppo, agents, kind = self.hyper_params.ppo, batch["agents"], self.hyper_params.rl.loss_critic_type
-    mean, values = lambda x: masked_mean(x, agents["acts"]), (agents["value"], agents["value_target"])
-    critic = mean(critic_loss(*values, kind, agents["old_value"], self.value_clip))
-    bonus, surrogate = mean(entropy), mean(self.surrogate(log_ratio, agents["advantage"]))
-    turns = agents["acts"].sum(0) / len(batch["game"].unique())
-    loss = ppo.critic_coef * critic - ppo.entropy_eps * bonus + self.direct_loss(batch)
-    stats = {"loss": surrogate + loss, "loss_objective": surrogate, "loss_critic": ppo.critic_coef * critic, "loss_critic_unscaled": critic,
-             "loss_entropy": -ppo.entropy_eps * bonus, "entropy": bonus, "kl_divergence": mean(kl_estimate(log_ratio)),
-             "ESS": effective_sample_size(log_ratio, agents["acts"])}  # fmt: skip
-    return turns * loss, {k: v.detach() for k, v in stats.items()}
+        def is_actor(g):
+            return not g["name"].removeprefix(f"{g['agent']}.").startswith("value")
 
-# %% ../../nbs/90_training/09_stackelberg.ipynb #c012
-@patch
-def game_of(self: SpgTrainer, objectives: Tensor, learners: list[str]) -> DifferentiableGame:
-    "The game of those who learn, in what makes their policies"
-    rate = {id(p): g["lr"] for g in self.optimiser.param_groups for p in g["params"]}
-    is_actor = lambda g: not g["name"].removeprefix(f"{g['agent']}.").startswith("value")
-    params = {
-        a: [p for g in self.groups if g["agent"] == a and is_actor(g) for p in g["params"]] for a in learners
-    }
-    groups = [tuple(a for a in group if a in learners) for group in self.protocol.stackelberg_sequence]
-    losses = {a: objectives[self.agent_names.index(a)] for a in learners}
-    rates = {a: [rate[id(p)] for p in ps] for a, ps in params.items()}
-    return DifferentiableGame(losses, params, rates, [group for group in groups if group])
+        params = {
+            a: [p for g in self.groups if g["agent"] == a and is_actor(g) for p in g["params"]]
+            for a in learners
+        }
+        groups = [tuple(a for a in group if a in learners) for group in self.protocol.stackelberg_sequence]
+        losses = {a: objectives[self.agent_names.index(a)] for a in learners}
+        rates = {a: [rate[id(p)] for p in ps] for a, ps in params.items()}
+        return DifferentiableGame(losses, params, rates, [group for group in groups if group])
 
-# %% ../../nbs/90_training/09_stackelberg.ipynb #c014
-@patch
-def update(self: SpgTrainer, batch: TensorDictBase, learners: list[str]) -> dict[str, Tensor]:
-    "One step of the optimiser"
-    with sdpa_kernel(SDPBackend.MATH):
-        batch = self.act(batch, sample=False)
-    log_prob, entropy = log_prob_and_entropy(batch, self.spaces)
-    log_ratio = torch.where(batch["agents", "acts"], log_prob - batch["agents", "log_prob"], 0.0)
-    losses, stats = self.other_losses(batch, log_ratio, entropy)
-    game = self.game_of(self.objectives(batch, log_ratio), learners)
-    directions, notes = self.direction(game, self.hyper_params.spg, self.columns)
-    stats |= {k: v.expand(len(self.agent_names)) for k, v in notes.items()} | self.sizes(game, directions)
-    self.check_finite(stats["loss"] + stats["gradient_norm"])
-    self.optimiser.zero_grad(set_to_none=True)
-    losses.sum().backward()
-    for a, direction in directions.items():
-        for p, d in zip(game.params[a], direction):
-            p.grad = d if p.grad is None else p.grad + d
-    self.step(learners)
-    return stats
+    def update(self, batch: TensorDictBase, learners: list[str]) -> dict[str, Tensor]:
+        "One step of the optimiser"
+        with sdpa_kernel(SDPBackend.MATH):
+            batch = self.act(batch, sample=False)
+        log_prob, entropy = log_prob_and_entropy(batch, self.spaces)
+        log_ratio = torch.where(batch["agents", "acts"], log_prob - batch["agents", "log_prob"], 0.0)
+        losses, stats = self.other_losses(batch, log_ratio, entropy)
+        game = self.game_of(self.objectives(batch, log_ratio), learners)
+        directions, notes = self.direction(game, self.hyper_params.spg, self.columns)
+        stats |= {k: v.expand(len(self.agent_names)) for k, v in notes.items()} | self.sizes(game, directions)
+        self.check_finite(stats["loss"] + stats["gradient_norm"])
+        self.optimiser.zero_grad(set_to_none=True)
+        losses.sum().backward()
+        for a, direction in directions.items():
+            for p, d in zip(game.params[a], direction):
+                p.grad = d if p.grad is None else p.grad + d
+        self.step(learners)
+        return stats
 
+    def sizes(self, game: DifferentiableGame, directions: dict[str, Tensors]) -> dict[str, Tensor]:
+        "Norm `[agent]` of the objective's direction, and of what foresight changed about it, relative to the plain gradient"
+        norm = lambda x: dot(x, x).sqrt()
+        none = torch.zeros((), device=self.settings.device)
 
-@patch
-def sizes(self: SpgTrainer, game: DifferentiableGame, directions: dict[str, Tensors]) -> dict[str, Tensor]:
-    "Norm `[agent]` of the objective's direction, and of what foresight changed about it, relative to the plain gradient"
-    norm, none = lambda x: dot(x, x).sqrt(), torch.zeros((), device=self.settings.device)
-    of = lambda f: torch.stack([f(a) if a in directions else none for a in self.agent_names])
-    change = lambda a: norm(add(directions[a], game.own(a), -1)) / norm(game.own(a)).clamp(min=1e-12)
-    return {"gradient_norm": of(lambda a: norm(directions[a])), "foresight": of(change)}
+        def of(f):
+            return torch.stack([f(a) if a in directions else none for a in self.agent_names])
 
-# %% ../../nbs/90_training/09_stackelberg.ipynb #c016
-@patch
-def improve(self: SpgTrainer, flat: TensorDict) -> dict[str, Tensor]:
-    self.columns = generator(self.hyper_params.seed, "columns", self.iteration)
-    return RlTrainer.improve(self, flat)
+        def change(a):
+            return norm(add(directions[a], game.own(a), -1)) / norm(game.own(a)).clamp(min=1e-12)
+
+        return {"gradient_norm": of(lambda a: norm(directions[a])), "foresight": of(change)}
+
+    def improve(self, flat: TensorDict) -> dict[str, Tensor]:
+        self.columns = generator(self.hyper_params.seed, "columns", self.iteration)
+        return RlTrainer.improve(self, flat)

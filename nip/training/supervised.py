@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from dataclasses import dataclass
-from fastcore.basics import patch
 from ..agents.networks import gathering_statistics, learning_mode
 from ..core.seeds import generator, seeded
 from ..episodes.statistics import confidence_interval
@@ -35,7 +34,10 @@ class SoloAgentParameters(Parameters):
 
 def can_learn(hyper_params, names) -> list[str]:
     "Agents with weights that may move"
-    fixed = lambda p: p.is_random or p.use_manual_architecture or p.freeze_agent
+
+    def fixed(p):
+        return p.is_random or p.use_manual_architecture or p.freeze_agent
+
     return [name for name in names if not fixed(hyper_params.agents[name])]
 
 # %% ../../nbs/90_training/06_supervised.ipynb #c007
@@ -78,7 +80,10 @@ class SoloAgentTrainer(Trainer):
     def prepare(self) -> None:
         solo = self.hyper_params.solo_agent
         self.shuffle = generator(self.hyper_params.seed, "solo batches")
-        factor = lambda g: 1.0 if solo.body_lr_factor_override else g["lr_factor"]
+
+        def factor(g):
+            return 1.0 if solo.body_lr_factor_override else g["lr_factor"]
+
         self.groups = [
             g | {"agent": name, "lr_factor": factor(g)}
             for name in self.pupils
@@ -123,40 +128,36 @@ class SoloAgentTrainer(Trainer):
             stats |= {f"{name}.test_accuracy_low": low, f"{name}.test_accuracy_high": high}
         return stats
 
-# %% ../../nbs/90_training/06_supervised.ipynb #c009
-@patch
-def logits(self: SoloAgentTrainer, name: str, td) -> Tensor:
-    "What agent `name` makes of fresh games: `[B 2]`"
-    agent, combined = self.instance.agents[name], self.instance.combined["body"]
-    representation = agent.body(combined.seen_by(name, td, torch.arange(len(td), device=td.device)))
-    return agent.solo_head(representation | {"round": td["round"]})["label_logits"]
+    def logits(self, name: str, td) -> Tensor:
+        "What agent `name` makes of fresh games: `[B 2]`"
+        agent = self.instance.agents[name]
+        combined = self.instance.combined["body"]
+        representation = agent.body(combined.seen_by(name, td, torch.arange(len(td), device=td.device)))
+        return agent.solo_head(representation | {"round": td["round"]})["label_logits"]
 
-# %% ../../nbs/90_training/06_supervised.ipynb #c011
-@patch
-def epoch(self: SoloAgentTrainer, environment, batches, learn: bool) -> dict[str, tuple[float, Tensor]]:
-    "One pass over `batches` of indices: mean loss, and right or wrong for each instance, by agent"
-    losses, right = {}, {}
-    for rows in batches:
-        td = environment.start(rows, torch.zeros_like(rows))
-        with torch.set_grad_enabled(learn):
-            logits = {name: self.logits(name, td) for name in self.pupils}
-        by_agent = {name: F.cross_entropy(z, td["y"].squeeze(-1)) for name, z in logits.items()}
-        if learn:
-            self.update(by_agent)
-        for name, loss in by_agent.items():
-            losses.setdefault(name, []).append(loss.detach() * len(rows))
-            right.setdefault(name, []).append((logits[name].argmax(-1) == td["y"].squeeze(-1)).float())
-    return {
-        n: (torch.stack(losses[n]).sum().item() / len(torch.cat(right[n])), torch.cat(right[n]))
-        for n in losses
-    }
+    def epoch(self, environment, batches, learn: bool) -> dict[str, tuple[float, Tensor]]:
+        "One pass over `batches` of indices: mean loss, and right or wrong for each instance, by agent"
+        losses = {}
+        right = {}
+        for rows in batches:
+            td = environment.start(rows, torch.zeros_like(rows))
+            with torch.set_grad_enabled(learn):
+                logits = {name: self.logits(name, td) for name in self.pupils}
+            by_agent = {name: F.cross_entropy(z, td["y"].squeeze(-1)) for name, z in logits.items()}
+            if learn:
+                self.update(by_agent)
+            for name, loss in by_agent.items():
+                losses.setdefault(name, []).append(loss.detach() * len(rows))
+                right.setdefault(name, []).append((logits[name].argmax(-1) == td["y"].squeeze(-1)).float())
+        return {
+            n: (torch.stack(losses[n]).sum().item() / len(torch.cat(right[n])), torch.cat(right[n]))
+            for n in losses
+        }
 
-
-@patch
-def update(self: SoloAgentTrainer, losses: dict[str, Tensor]) -> None:
-    bad = [n for n, loss in losses.items() if not loss.isfinite()]
-    if bad:
-        raise TrainingError(f"iteration {self.iteration}: the loss of {' and '.join(bad)} is not finite")
-    self.optimiser.zero_grad(set_to_none=True)
-    sum(losses.values()).backward()
-    self.optimiser.step()
+    def update(self, losses: dict[str, Tensor]) -> None:
+        bad = [n for n, loss in losses.items() if not loss.isfinite()]
+        if bad:
+            raise TrainingError(f"iteration {self.iteration}: the loss of {' and '.join(bad)} is not finite")
+        self.optimiser.zero_grad(set_to_none=True)
+        sum(losses.values()).backward()
+        self.optimiser.step()

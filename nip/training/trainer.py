@@ -11,7 +11,6 @@ import threading
 import torch
 from contextlib import contextmanager
 from copy import deepcopy
-from fastcore.basics import patch
 from ..parameters.hyper_params import trainers
 from ..parameters.validation import ParameterError
 from ..runs.run import Run
@@ -32,7 +31,8 @@ class StopRequest:
     "Set by the first interrupt; the loop looks at it between iterations"
 
     def __init__(self, say=print):
-        self.event, self.say = threading.Event(), say
+        self.event = threading.Event()
+        self.say = say
 
     def stop(self) -> None:
         self.event.set()
@@ -47,7 +47,9 @@ class StopRequest:
             yield self
             return
         before = {number: signal.getsignal(number) for number in SIGNALS}
-        restore = lambda: [signal.signal(*pair) for pair in before.items()]
+
+        def restore():
+            return [signal.signal(*pair) for pair in before.items()]
 
         def on_interrupt(number, frame):
             self.stop()
@@ -64,7 +66,8 @@ class StopRequest:
 # %% ../../nbs/90_training/02_trainer.ipynb #c009
 def split_state(state: dict, path: str = "") -> tuple[dict[str, Tensor], dict]:
     "Tensors of nested dicts by their paths `a/b/c`, and the same dicts without them"
-    tensors, rest = {}, {}
+    tensors = {}
+    rest = {}
     for key, value in state.items():
         if isinstance(value, dict):
             inner, rest[str(key)] = split_state(value, f"{path}{key}/")
@@ -96,7 +99,10 @@ def load_optimiser(optimiser: torch.optim.Optimizer, moments: dict[str, dict]) -
 # %% ../../nbs/90_training/02_trainer.ipynb #c015
 def check_same_device(then: str, now: str) -> None:
     "Raise `ParameterError` if a run that was on device `then` cannot go on on device `now`"
-    kind = lambda device: torch.device(device).type
+
+    def kind(device):
+        return torch.device(device).type
+
     if kind(then) != kind(now):
         why = f"cannot go on with a run that was on {then!r}: its random numbers are drawn there"
         raise ParameterError("device", now, why, [then])
@@ -113,8 +119,11 @@ class Trainer:
     parameter_groups: tuple[str, ...] = ()  # Groups of hyper-parameters that matter to it
 
     def __init__(self, instance: ScenarioInstance, run: Run | None = None):
-        self.instance, self.hyper_params, self.settings = instance, instance.hyper_params, instance.settings
-        self.run, self.iteration = run, 0
+        self.instance = instance
+        self.hyper_params = instance.hyper_params
+        self.settings = instance.settings
+        self.run = run
+        self.iteration = 0
         self.stop = StopRequest() if self.settings.stop_request is None else self.settings.stop_request
         self.groups: list[dict] = []  # Of what learns: as `Agent.lr_groups` has them, with `agent`
         self.optimiser: torch.optim.Optimizer | None = None
@@ -189,6 +198,74 @@ class Trainer:
         self.iteration, self.metrics, self.before = (state[k] for k in ("iteration", "metrics", "before"))
         self.instance.load_state_dict(state["agents"])
 
+    def checkpoint(self) -> None:
+        "Let the run keep the state"
+        self.last_checkpoint = monotonic()
+        if self.run:
+            self.run.save_checkpoint(self.iteration, *split_state(self.state()))
+
+    def checkpoint_is_due(self) -> bool:
+        "Whether it is time for another checkpoint"
+        s = self.settings
+        minutes = (monotonic() - self.last_checkpoint) / 60
+        late = s.checkpoint_minutes is not None and minutes >= s.checkpoint_minutes
+        return self.iteration % s.checkpoint_period == 0 or late
+
+    def go_on(self) -> None:
+        "Go on from where the run goes on, if it does"
+        self.last_checkpoint = monotonic()
+        if self.run and self.run.start is not None:
+            self.load_state(join_state(*self.run.load_checkpoint(self.run.start)))
+        if self.run and self.before and self.iteration == 0:
+            self.run.log(0, self.before)
+
+    def train(self) -> dict[str, float]:
+        "Run all iterations and the final test; the metrics of the last iteration and of the test"
+        total = type(self).num_iterations(self.hyper_params)
+        s = self.settings
+        if s.test_run:
+            total = min(total, 1)
+        with self.stop.listening():
+            self.prepare()
+            self.go_on()
+            with s.tqdm_func(total=total, initial=self.iteration, desc="training", unit="it") as bar:
+                while self.iteration < total and not self.stop:
+                    self.one_iteration(bar)
+                    if self.iteration == s.stop_after:
+                        self.stop.stop()
+                    elif self.iteration < total and self.checkpoint_is_due():
+                        self.checkpoint()
+            self.checkpoint()
+            return self.before | self.metrics | ({} if self.stop else self.final_test())
+
+    def one_iteration(self, bar) -> None:
+        "An iteration, told to all who want to know"
+        self.metrics = self.iterate()
+        s = self.settings
+        if self.run:
+            self.run.log(self.iteration, self.metrics)
+            if self.iteration % s.rollout_sample_period == 0:
+                self.keep_samples(f"{self.iteration:06d}")
+        self.iteration += 1
+        bar.update()
+        bar.set_postfix(self.headline(self.metrics), refresh=False)
+        if s.global_tqdm_step_fn:
+            s.global_tqdm_step_fn()
+        if s.profiler:
+            s.profiler.step()
+
+    def final_test(self) -> dict[str, float]:
+        "The test after training"
+        metrics = self.test()
+        if self.run:
+            self.keep_samples("test")
+        return metrics
+
+    def headline(self, metrics: dict[str, float]) -> dict[str, str]:
+        "What the progress bar shows"
+        shown = {"accuracy": metrics.get("mean_accuracy"), "rounds": metrics.get("mean_episode_length")}
+        return {k: f"{v:.3g}" for k, v in shown.items() if v is not None and math.isfinite(v)}
+
 # %% ../../nbs/90_training/02_trainer.ipynb #c020
 def groups_at_rates(groups: list[dict], optimiser: torch.optim.Optimizer | None) -> list[dict]:
     "Groups of parameters (`name`, `agent`, `params`, `lr_factor`) with the rates that `optimiser` has for them, for display"
@@ -202,82 +279,3 @@ def groups_at_rates(groups: list[dict], optimiser: torch.optim.Optimizer | None)
 def register_trainer(name: str):
     "Class decorator: make a trainer available as `trainer=name`"
     return trainers.register(name)
-
-# %% ../../nbs/90_training/02_trainer.ipynb #c024
-@patch
-def checkpoint(self: Trainer) -> None:
-    "Let the run keep the state"
-    self.last_checkpoint = monotonic()
-    if self.run:
-        self.run.save_checkpoint(self.iteration, *split_state(self.state()))
-
-
-@patch
-def checkpoint_is_due(self: Trainer) -> bool:
-    "Whether it is time for another checkpoint"
-    s, minutes = self.settings, (monotonic() - self.last_checkpoint) / 60
-    late = s.checkpoint_minutes is not None and minutes >= s.checkpoint_minutes
-    return self.iteration % s.checkpoint_period == 0 or late
-
-
-@patch
-def go_on(self: Trainer) -> None:
-    "Go on from where the run goes on, if it does"
-    self.last_checkpoint = monotonic()
-    if self.run and self.run.start is not None:
-        self.load_state(join_state(*self.run.load_checkpoint(self.run.start)))
-    if self.run and self.before and self.iteration == 0:
-        self.run.log(0, self.before)
-
-# %% ../../nbs/90_training/02_trainer.ipynb #c025
-@patch
-def train(self: Trainer) -> dict[str, float]:
-    "Run all iterations and the final test; the metrics of the last iteration and of the test"
-    total, s = type(self).num_iterations(self.hyper_params), self.settings
-    if s.test_run:
-        total = min(total, 1)
-    with self.stop.listening():
-        self.prepare()
-        self.go_on()
-        with s.tqdm_func(total=total, initial=self.iteration, desc="training", unit="it") as bar:
-            while self.iteration < total and not self.stop:
-                self.one_iteration(bar)
-                if self.iteration == s.stop_after:
-                    self.stop.stop()
-                elif self.iteration < total and self.checkpoint_is_due():
-                    self.checkpoint()
-        self.checkpoint()
-        return self.before | self.metrics | ({} if self.stop else self.final_test())
-
-
-@patch
-def one_iteration(self: Trainer, bar) -> None:
-    "An iteration, told to all who want to know"
-    self.metrics, s = self.iterate(), self.settings
-    if self.run:
-        self.run.log(self.iteration, self.metrics)
-        if self.iteration % s.rollout_sample_period == 0:
-            self.keep_samples(f"{self.iteration:06d}")
-    self.iteration += 1
-    bar.update()
-    bar.set_postfix(self.headline(self.metrics), refresh=False)
-    if s.global_tqdm_step_fn:
-        s.global_tqdm_step_fn()
-    if s.profiler:
-        s.profiler.step()
-
-
-@patch
-def final_test(self: Trainer) -> dict[str, float]:
-    "The test after training"
-    metrics = self.test()
-    if self.run:
-        self.keep_samples("test")
-    return metrics
-
-
-@patch
-def headline(self: Trainer, metrics: dict[str, float]) -> dict[str, str]:
-    "What the progress bar shows"
-    shown = {"accuracy": metrics.get("mean_accuracy"), "rounds": metrics.get("mean_episode_length")}
-    return {k: f"{v:.3g}" for k, v in shown.items() if v is not None and math.isfinite(v)}
