@@ -76,7 +76,7 @@ def find_mistakes(
     return [done[problem.name] for problem in problems]
 
 # %% ../../nbs/50_data/03_code.ipynb #c009
-RECORD = Path(str(files("nip"))) / "human_eval_mistakes.jsonl"
+RECORD = Path(str(files("nip.data"))) / "human_eval_mistakes.jsonl"
 
 
 def human_eval_mistakes() -> dict[str, dict[str, Any]]:
