@@ -19,7 +19,7 @@ from nip import (
 from nip.analysis.transcript_judge import Analysis, queries, rollout_analysers
 from nip.cli import main
 from nip.language_models.fine_tuning import JobStatus, ScriptedFineTuner
-from nip.experiments.cost import games_of, price, prompts_of, texts_of
+from nip.experiments.cost import episode_counts, price, prompts_of, texts_of
 from nip.builder.play import Play
 from nip.builder.inspector import Inspector
 from nip.language_models.chat import ScriptedModel
@@ -28,13 +28,13 @@ from nip.protocols.handler import verdict_scales
 from nip.scenarios.build import build_scenario_instance
 from nip.parameters.settings import ExperimentSettings
 from nip.language_models.budget import SpendingLimitReached
-from nip.episodes.text_episodes import deals, play_games
+from nip.episodes.text_episodes import deals, play_episodes
 from nip.analysis.human_text_player import TextSitting
 from nip.runs.store import RunStore
 from nip.runs.trackers import Tracker, register_tracker, trackers
 from nip.training.trainer import StopRequest
 from nip.analysis.answer_trees import places
-from nip.analysis.transcripts import ENDINGS, Rules, TextGame, kept_games
+from nip.analysis.transcripts import ENDINGS, Rules, TextGame, kept_episodes
 from nip.core.files import Lines
 
 PROTOCOLS = ["nip", "adp", "debate", "mnip", "merlin_arthur", "solo_verifier", "multi_channel_test"]
@@ -69,7 +69,7 @@ def test_an_agent_is_shown_what_it_could_see_and_nothing_else(protocol, monkeypa
     hp = experiment(protocol)
     instance = build_scenario_instance(hp)
     env, sees = instance.train_environment, set(instance.protocol_handler.agent_channel_visibility)
-    for record in play_games(instance, env, deals(0, "train", 0, 2, 10)):
+    for record in play_episodes(instance, env, deals(0, "train", 0, 2, 10)):
         game = TextGame(record, Rules.of(hp), "000000")
         for agent in game.agents:
             shown = game.view(agent), game.text(agent)
@@ -203,7 +203,7 @@ def test_an_analysis_that_was_stopped_goes_on(run):
     found = analyse(run, ["prover_direct_quotation"], judge, settings=QUIET)
     asked = sum(
         len(list(queries(rollout_analysers["prover_direct_quotation"], Transcripts(run, n))))
-        for n in kept_games(run)
+        for n in kept_episodes(run)
     )
     assert len(found.records) == asked == 10**6 - answers["left"] + 5
     assert found.summary["yes"].eq(0).all()
@@ -370,7 +370,7 @@ def test_prompts_and_price_are_those_of_the_run(protocol, trainer, monkeypatch):
             )
             assert {r: found[r] for r in mine} == {r: t["prompt"] for r, t in mine.items()}
     calls = sum(len(n["turns"]) for r in records for n in r.get("nodes", [{"turns": r["turns"]}]))
-    foretold, played = price(hp).calls * len(records), calls * games_of(hp, 10, 10)[0]
+    foretold, played = price(hp).calls * len(records), calls * episode_counts(hp, 10, 10)[0]
     ends_sooner = (
         protocol == "multi_channel_test"
     )  # provers would have the last word, but the verifier has decided
@@ -421,10 +421,10 @@ def test_tests_are_run_again_with_the_models_of_their_time(tmp_path, renaming, m
         learner(**{"text_rl.test_scheme": "all"}), run_store=tmp_path, run_id="whole", tqdm_func=quiet
     )
     run_experiment(learner(), run_store=tmp_path, run_id="untested", tqdm_func=quiet)
-    at, play = [], text_rl.play_games
+    at, play = [], text_rl.play_episodes
     monkeypatch.setattr(
         text_rl,
-        "play_games",
+        "play_episodes",
         lambda i, *args: (at.append(i.agents["verifier"].whole.model_name), play(i, *args))[1],
     )
     again = lambda scheme, **more: learner(

@@ -16,7 +16,7 @@ from torch import Tensor
 from typing import Any
 
 # %% auto #0
-__all__ = ['asks', 'to_load', 'refusal', 'check_sources', 'run_of', 'part_in_game', 'earlier_parameters', 'checkpoint_of',
+__all__ = ['asks', 'to_load', 'refusal', 'check_sources', 'run_of', 'role_of', 'earlier_parameters', 'checkpoint_of',
            'weights_of', 'model_of', 'misfit', 'complete_agents', 'without_checkpoints', 'load_agents', 'completed']
 
 # %% ../../nbs/60_agents/01_checkpoints.ipynb #c006
@@ -57,7 +57,7 @@ def run_of(hyper_params: HyperParameters, name: str, run_store=None) -> Run:
         raise refusal(hyper_params, name, f"is not to be found ({error})") from None
 
 # %% ../../nbs/60_agents/01_checkpoints.ipynb #c010
-def part_in_game(hyper_params: HyperParameters, name: str) -> dict[str, Any]:
+def role_of(hyper_params: HyperParameters, name: str) -> dict[str, Any]:
     "What agent `name` is made for, by what it is called in messages"
     hp = hyper_params
     protocol = build_protocol_handler(hyper_params)
@@ -86,8 +86,8 @@ def earlier_parameters(hyper_params: HyperParameters, name: str, run: Run) -> Pa
         raise refusal(hyper_params, name, f"is a run without an agent {name!r}, but with {', '.join(there)}")
     if earlier.agents[name].is_random:
         raise refusal(hyper_params, name, f"is a run in which {name!r} is a random agent: it has no weights")
-    then = part_in_game(earlier, name)
-    now = part_in_game(hyper_params, name)
+    then = role_of(earlier, name)
+    now = role_of(hyper_params, name)
     unlike = [f"{what}: {then[what]!r} there, {now[what]!r} here" for what in now if then[what] != now[what]]
     if unlike:
         raise refusal(

@@ -11,7 +11,7 @@ from fastcore.basics import patch
 from itertools import count
 from ..agents.combined import may_decide
 from .episode_view import Game
-from .human_text_player import TextSitting, check_place
+from .human_text_player import TextSitting, check_seat
 from ..core.display import boxed
 from ..episodes.environment import MAX_EPISODE_SEED
 from ..episodes.rollouts import VERDICTS, save_rollouts
@@ -42,7 +42,7 @@ class Sitting:
         self.run = run
         self.protocol = self.instance.protocol_handler
         self.spaces = self.instance.message_spaces
-        check_place(self.instance, seat, index)
+        check_seat(self.instance, seat, index)
         self.me = self.protocol.agent_names.index(seat)
         self.env = self.instance.test_environment
         trainer.sampler.generator.manual_seed(seed)

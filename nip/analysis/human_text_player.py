@@ -16,7 +16,7 @@ from ..core.display import boxed, prose
 from ..core.files import RecordFile
 from ..core.seeds import derive_seed
 from ..episodes.environment import MAX_EPISODE_SEED
-from ..episodes.text_episodes import Deal, game_record, opened, turn_record
+from ..episodes.text_episodes import Deal, episode_record, opened, turn_record
 from ..language_models.budget import Ledger
 from ..language_models.chat import ChatModel, ChatReply, ChatRequest
 from ..parameters.hyper_params import HyperParameters, trainers
@@ -26,7 +26,7 @@ from ..scenarios.build import ScenarioInstance, build_scenario_instance
 from ..training.trainer import join_state
 
 # %% auto #0
-__all__ = ['text_player', 'Keyboard', 'Person', 'check_place', 'TextSitting']
+__all__ = ['text_player', 'Keyboard', 'Person', 'check_seat', 'TextSitting']
 
 # %% ../../nbs/92_analysis/07_human_text_player.ipynb #c006
 def text_player(run: Run, **settings):  # Of `ExperimentSettings`
@@ -62,7 +62,7 @@ class Person(TextAgent):
         return ChatRequest(tuple(asked.messages))
 
 # %% ../../nbs/92_analysis/07_human_text_player.ipynb #c008
-def check_place(instance: ScenarioInstance, seat: str, index: int) -> None:
+def check_seat(instance: ScenarioInstance, seat: str, index: int) -> None:
     "Raise `ValueError` for a seat that is not at the table, or an instance that is not in the test data"
     names = instance.protocol_handler.agent_names
     size = len(instance.test_dataset)
@@ -90,7 +90,7 @@ class TextSitting:
         self.run = run
         self.protocol = self.instance.protocol_handler
         self.env = self.instance.test_environment
-        check_place(self.instance, seat, index)
+        check_seat(self.instance, seat, index)
         agents = {name: agent.whole for name, agent in self.instance.agents.items()}
         self.person = Person(agents[seat])
         self.combined = CombinedWhole(agents | {seat: self.person}, self.protocol)
@@ -182,7 +182,7 @@ class TextSitting:
     @property
     def game(self) -> TextGame:
         "The game so far"
-        record = game_record(self.deal, self.state, 0, self.turns, self.rewards)
+        record = episode_record(self.deal, self.state, 0, self.turns, self.rewards)
         record |= {"person": self.seat, "knew_label": self.knows_label}
         return TextGame(record, Rules(self.protocol, self.instance.scenario), "played")
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 # %% auto #0
-__all__ = ['ENDINGS', 'order', 'kept_games', 'said_of', 'Rules', 'TextGame', 'decided', 'among', 'is_chosen', 'select_games',
-           'Transcripts', 'Overheard']
+__all__ = ['ENDINGS', 'order', 'kept_episodes', 'said_of', 'Rules', 'TextGame', 'decided', 'among', 'is_chosen',
+           'select_episodes', 'Transcripts', 'EpisodeTail']
 
 # %% ../../nbs/92_analysis/00_transcripts.ipynb #c005
 def order(name: str) -> tuple:
@@ -33,7 +33,7 @@ def order(name: str) -> tuple:
     return kind, -int(name) if name.isdigit() else 0, name
 
 
-def kept_games(run: Run) -> dict[str, Path]:
+def kept_episodes(run: Run) -> dict[str, Path]:
     "Name → file of the games of words that a run has kept"
     files = {f.stem: f for f in (run.dir / "rollouts").glob("*.jsonl")}
     return {name: files[name] for name in sorted(files, key=order)}
@@ -67,7 +67,7 @@ class TextGame:
 
     def __init__(
         self,
-        record: Mapping[str, Any],  # As `play_games` gives it, and a run keeps it
+        record: Mapping[str, Any],  # As `play_episodes` gives it, and a run keeps it
         rules: Rules | None = None,  # None: not known
         name: str = "",  # Under which it was kept
     ):
@@ -226,7 +226,7 @@ def is_chosen(game: TextGame, ending: str | None, label: str | None, rewards: li
     return not text or any(text.lower() in t.lower() for t in texts)
 
 # %% ../../nbs/92_analysis/00_transcripts.ipynb #c028
-def select_games(
+def select_episodes(
     games: Iterable[TextGame],
     ending: str | None = None,  # right, wrong or undecided
     label: str | None = None,  # accept or reject
@@ -263,7 +263,7 @@ class Transcripts:
             name = file.stem
         else:
             self.run = find_run(source, run_store)
-            self.files = kept_games(self.run)
+            self.files = kept_episodes(self.run)
         if not self.files:
             raise FileNotFoundError(f"run {self.run.id} has kept no games of words")
         among("name", name, self.files)
@@ -290,8 +290,8 @@ class Transcripts:
         return iter(self.games)
 
     def select(self, ending=None, label=None, reward=(), text="") -> list[TextGame]:
-        "Those that are as they are asked for, see `select_games`"
-        return select_games(self.games, ending, label, reward, text)
+        "Those that are as they are asked for, see `select_episodes`"
+        return select_episodes(self.games, ending, label, reward, text)
 
     def __repr__(self) -> str:
         counts = {e: sum(g.ending == e for g in self.games) for e in ENDINGS}
@@ -305,7 +305,7 @@ class Transcripts:
         return STYLE + boxed(f"<p>{escape(repr(self))}</p>{games}{more}")
 
 # %% ../../nbs/92_analysis/00_transcripts.ipynb #c034
-class Overheard:
+class EpisodeTail:
     "The games of words of a run, as they come"
 
     def __init__(self, run: Run):
@@ -316,7 +316,7 @@ class Overheard:
 
     def latest(self) -> tuple[TextGame, int] | None:
         "The game that ended last, and how many there are with it; None where there is no other than the last time"
-        files = sorted(kept_games(self.run).values(), key=lambda f: f.stat().st_mtime_ns)
+        files = sorted(kept_episodes(self.run).values(), key=lambda f: f.stat().st_mtime_ns)
         if not files:
             return None
         records = self.lines.setdefault(files[-1].stem, Lines(files[-1])).read()

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from html import escape
-from ..analysis.transcripts import Overheard, said_of
+from ..analysis.transcripts import EpisodeTail, said_of
 from .widgets import beside, button, control
 from ..core.display import boxed, picture
 from ..core.files import from_json_value
@@ -333,7 +333,7 @@ class JobPanel:
         self.tail = run and Tail(run)
         self.next_drawing = 0.0
         self.picture.value = ""
-        self.games = run and Overheard(run)
+        self.games = run and EpisodeTail(run)
         self.heard.value = ""
         self.job = Job(title, work, saves, self.show)
         self.root.layout.display = None

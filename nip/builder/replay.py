@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipywidgets as W
 from html import escape
 from ..analysis.episode_view import Game, table_of
-from ..analysis.transcripts import ENDINGS, Transcripts, said_of, select_games
+from ..analysis.transcripts import ENDINGS, Transcripts, said_of, select_episodes
 from .widgets import Notice, beside, button, control
 from ..core.display import STYLE, boxed
 from ..episodes.rollouts import VERDICTS, load_rollouts
@@ -91,7 +91,7 @@ class TranscriptBrowser:
 
         try:
             games = self.transcripts.of(self.kept.value)
-            self.games = select_games(
+            self.games = select_episodes(
                 games, some(self.ending), some(self.label), self.reward.value.split(), self.words.value
             )
             self.notice.say(f"{len(self.games)} of {len(games)} games")

@@ -12,7 +12,7 @@ from functools import partial
 from html import escape
 from ..analysis.comparison import Comparison, compare
 from ..analysis.evaluation import Evaluation, PLOT_SIZE, evaluate
-from ..analysis.transcripts import kept_games
+from ..analysis.transcripts import kept_episodes
 from .form import Fold, from_text
 from .jobs import Job, Tail, curves, panels
 from .launch import Launch
@@ -259,13 +259,13 @@ class Results:
         self.shown.children = [picture, beside(chosen, window)]
 
     def do_transcripts(self, run: Run) -> None:
-        if kept_games(run):
+        if kept_episodes(run):
             self.shown.children = [TranscriptBrowser(run).root]
         else:
             self.show(transcripts(run))
 
     def do_episodes(self, run: Run) -> None:
-        self.shown.children = [(TranscriptBrowser if kept_games(run) else RunReplay)(run).root]
+        self.shown.children = [(TranscriptBrowser if kept_episodes(run) else RunReplay)(run).root]
 
     def do_evaluate(self, run: Run) -> Job:
         options = self.option_values("passes", "attack_iterations")
@@ -278,7 +278,7 @@ class Results:
         options = self.option_values("iterations")
         return self.job(f"reproducing {run.id}", lambda job: reproduce(run, **options | job.settings))
 
-    def do_go_on(self, run: Run) -> Job:
+    def do_resume(self, run: Run) -> Job:
         return self.launch.go_on(run)
 
     def do_load(self, run: Run) -> None:

@@ -19,7 +19,7 @@ from ..core.seeds import derive_seed
 from ..data.dataset import Dataset
 from ..episodes.environment import Environment, MAX_EPISODE_SEED
 from ..episodes.rollouts import VERDICTS
-from ..episodes.text_episodes import Deal, play_games
+from ..episodes.text_episodes import Deal, play_episodes
 from ..protocols.handler import ProtocolHandler
 from ..protocols.messages import MessageSpace, TextSpace
 from ..scenarios.build import ScenarioInstance
@@ -176,18 +176,18 @@ def _(agent: Agent) -> str:
     return f"<p>{agent_line(agent)}</p>{parts}"
 
 # %% ../../nbs/94_builder/03_views.ipynb #c021
-def flow_view(instance: ScenarioInstance, agent: str, num_games: int = 2) -> dict[str, str]:
+def flow_view(instance: ScenarioInstance, agent: str, num_episodes: int = 2) -> dict[str, str]:
     "By part of `agent`, the shapes as they flow through it"
 
     def table(rows):
         return html_table(["", "kind", "shape"], [[code(n), escape(k), by(s)] for n, k, s in rows])
 
-    return {part: table(rows) for part, rows in instance.shape_flow(agent, num_games).items()}
+    return {part: table(rows) for part, rows in instance.shape_flow(agent, num_episodes).items()}
 
 
-def combined_flow(instance: ScenarioInstance, num_games: int = 2) -> dict[str, list[tuple]]:
+def combined_flow(instance: ScenarioInstance, num_episodes: int = 2) -> dict[str, list[tuple]]:
     "By combined part, rows (key, input or output, shape) on fresh games in which all have the floor"
-    games = torch.arange(num_games)
+    games = torch.arange(num_episodes)
     td = instance.train_environment.start(games, 0 * games)
     flow = {}
     td["agents", "active"] = torch.ones_like(td["agents", "active"])
@@ -342,5 +342,5 @@ def _(trainer: TextRlTrainer, environment, number, seed) -> W.Widget:
             f"there is no instance {number}: they are numbered from 0 to {len(environment.dataset) - 1}"
         )
     deal = Deal(0, number, seed % MAX_EPISODE_SEED, derive_seed(seed, "one game") >> 1)
-    (record,) = play_games(trainer.instance, environment, [deal])
+    (record,) = play_episodes(trainer.instance, environment, [deal])
     return told(TextGame(record, Rules(trainer.instance.protocol_handler, trainer.instance.scenario)).view())

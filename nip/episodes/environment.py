@@ -46,11 +46,11 @@ class Environment(EnvBase):
         self._make_specs()
         self._set_seed(seed)
 
-    def blank(self, space: MessageSpace | TextSpace, num_games: int) -> dict:
+    def blank(self, space: MessageSpace | TextSpace, num_episodes: int) -> dict:
         "What states keep of messages before anybody has spoken"
         p = self.protocol
         return space.blank(
-            num_games, p.max_message_rounds, p.num_message_channels, self.message_size, self.device
+            num_episodes, p.max_message_rounds, p.num_message_channels, self.message_size, self.device
         )
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs) -> TensorDictBase:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nip.scenarios.build import ScenarioInstance
 
 # %% auto #0
-__all__ = ['Deal', 'deals', 'turn_record', 'game_record', 'opened', 'play_games', 'outcomes', 'game_statistics',
+__all__ = ['Deal', 'deals', 'turn_record', 'episode_record', 'opened', 'play_episodes', 'outcomes', 'episode_statistics',
            'agent_statistics']
 
 # %% ../../nbs/70_episodes/03_text_episodes.ipynb #c005
@@ -39,13 +39,13 @@ class Deal:
     draw: int  # Of the replies
 
 
-def deals(seed: int, purpose: str, iteration: int, num_games: int, num_instances: int) -> list[Deal]:
+def deals(seed: int, purpose: str, iteration: int, num_episodes: int, num_instances: int) -> list[Deal]:
     "The games of an iteration: passes over the data in shuffled order, each iteration where the last one ended"
     cycler = DataCycler(num_instances, derive_seed(seed, purpose, "order"))
-    cycler.next(iteration * num_games)
-    indices = cycler.next(num_games).tolist()
+    cycler.next(iteration * num_episodes)
+    indices = cycler.next(num_episodes).tolist()
     seeds = torch.randint(
-        MAX_EPISODE_SEED, (num_games,), generator=generator(seed, purpose, "episodes", iteration)
+        MAX_EPISODE_SEED, (num_episodes,), generator=generator(seed, purpose, "episodes", iteration)
     ).tolist()
 
     def draw(i):
@@ -67,7 +67,7 @@ def turn_record(agent: str, round: int, reply: Reply, reward: float) -> dict[str
     }  # fmt: skip
 
 
-def game_record(
+def episode_record(
     deal: Deal, td: TensorDictBase, row: int, turns: list[dict], rewards: dict[str, float]
 ) -> dict[str, Any]:
     "A game that is over, as it is kept; `td` is its last state"
@@ -100,7 +100,7 @@ def opened(env: Environment, games: list[Deal]) -> TensorDictBase:
     return env.start(torch.tensor([d.index for d in games]), torch.tensor([d.seed for d in games]))
 
 # %% ../../nbs/70_episodes/03_text_episodes.ipynb #c010
-def play_games(
+def play_episodes(
     instance: ScenarioInstance,
     env: Environment,  # Whose data the deals are about
     games: Iterable[Deal],
@@ -130,7 +130,7 @@ def play_games(
             table.note(names, round, replies, paid)
         over = after["done"].squeeze(-1).tolist()
         yield from (
-            game_record(t.deal, after, i, t.turns, t.rewards) for i, t in enumerate(tables) if over[i]
+            episode_record(t.deal, after, i, t.turns, t.rewards) for i, t in enumerate(tables) if over[i]
         )
         td = after.exclude(("agents", "reward"))[~after["done"].squeeze(-1)]
         tables = [t for t, ended in zip(tables, over) if not ended]
@@ -146,7 +146,7 @@ def outcomes(records: list[dict[str, Any]]) -> tuple[Tensor, Tensor, Tensor, Ten
     return column("verdict", number.get), column("label", number.get), column("id"), column("num_rounds")
 
 
-def game_statistics(records: list[dict[str, Any]]) -> dict[str, float]:
+def episode_statistics(records: list[dict[str, Any]]) -> dict[str, float]:
     "Statistics of games that were played"
     verdicts, labels, ids, rounds = outcomes(records)
     stats = {"mean_episode_length": mean(rounds), "std_episode_length": std(rounds)} | verdict_statistics(

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import torch
-from ..episodes.text_episodes import deals, play_games
+from ..episodes.text_episodes import deals, play_episodes
 from ..parameters.hyper_params import HyperParameters, trainers
 from ..parameters.settings import ExperimentSettings
 from ..scenarios.build import build_scenario_instance
@@ -76,10 +76,10 @@ def measure(name: str = "S", iterations: int = 3, device: str = "cpu", threads: 
     for _ in range(iterations):
         trainer.iteration += 1
         played = watch.time("rollout", trainer.collect)
-        flat = watch.time("look_back", trainer.look_back, played, True)
-        losses = watch.time("optimise", trainer.improve, flat)
+        flat = watch.time("compute_advantages", trainer.compute_advantages, played, True)
+        losses = watch.time("optimise", trainer.optimize, flat)
         watch.time(
-            "statistics", lambda: trainer.game_statistics(played) | trainer.loss_statistics(flat, losses)
+            "statistics", lambda: trainer.episode_statistics(played) | trainer.loss_statistics(flat, losses)
         )
     torch.set_num_threads(before)
     per = {stage: seconds / iterations for stage, seconds in watch.seconds.items()}
@@ -112,7 +112,7 @@ def text_rollouts_per_second(games: int = 200, protocol: str = "nip") -> float:
     watch = Stopwatch("cpu")
 
     def play(n):
-        return list(play_games(instance, env, deals(0, "bench", n, games, len(env.dataset))))
+        return list(play_episodes(instance, env, deals(0, "bench", n, games, len(env.dataset))))
 
     play(0)
     watch.time("text", play, 1)

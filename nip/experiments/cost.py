@@ -22,8 +22,8 @@ from ..scenarios.build import build_datasets
 from ..scenarios.text import TextScenario
 
 # %% auto #0
-__all__ = ['CHARACTERS_PER_TOKEN', 'TOKENS_PER_WORD', 'stand_in', 'staged', 'prompts_of', 'texts_of', 'games_of', 'times_taken',
-           'AgentPrice', 'Price', 'sizes', 'rates', 'price_of_agent', 'price']
+__all__ = ['CHARACTERS_PER_TOKEN', 'TOKENS_PER_WORD', 'stand_in', 'staged', 'prompts_of', 'texts_of', 'episode_counts',
+           'turns_taken', 'AgentPrice', 'Price', 'sizes', 'rates', 'price_of_agent', 'price']
 
 # %% ../../nbs/93_experiments/03_cost.ipynb #c005
 def stand_in(protocol: ProtocolHandler, turn: Turn) -> str:
@@ -70,7 +70,7 @@ def texts_of(scenario: TextScenario, dataset: Dataset, number: int) -> dict[str,
     return {key: td[key] for key in scenario.instance_keys}
 
 # %% ../../nbs/93_experiments/03_cost.ipynb #c010
-def games_of(hyper_params: HyperParameters, num_train: int, num_test: int) -> tuple[int, int]:
+def episode_counts(hyper_params: HyperParameters, num_train: int, num_test: int) -> tuple[int, int]:
     "How many games will be played in training and in tests"
     hp = hyper_params
     rl = hyper_params.rl
@@ -83,7 +83,7 @@ def games_of(hyper_params: HyperParameters, num_train: int, num_test: int) -> tu
     ) * per_test
 
 
-def times_taken(hyper_params: HyperParameters, round: int) -> int:
+def turns_taken(hyper_params: HyperParameters, round: int) -> int:
     "How often a turn of `round` is taken in a game of training"
     branching = trainers[hyper_params.trainer].branching(hyper_params)
     return branching ** (round + 1)
@@ -182,7 +182,7 @@ def price_of_agent(scenario, protocol, agent: str, instances, games: tuple[int, 
     hp = scenario.hyper_params
     params = scenario.hyper_params.agents[agent]
     prompts = sizes(scenario, scenario.speaker(protocol, agent), instances)
-    taken = {r: games[0] * times_taken(hp, r) + games[1] for r in prompts}
+    taken = {r: games[0] * turns_taken(hp, r) + games[1] for r in prompts}
     calls = sum(taken.values())
     read = sum(n * prompts[r] for r, n in taken.items())
     written = calls * TOKENS_PER_WORD * getattr(params, "max_response_words", 0)
@@ -205,7 +205,7 @@ def price(
     protocol = build_protocol_handler(hp)
     train, test = datasets or build_datasets(scenario)
     instances = [texts_of(scenario, train, i) for i in range(min(num_instances, len(train)))]
-    games = games_of(hp, len(train), len(test))
+    games = episode_counts(hp, len(train), len(test))
 
     def of(agent):
         return price_of_agent(scenario, protocol, agent, instances, games)

@@ -20,7 +20,7 @@ from ..parameters.hyper_params import HyperParameters, scenarios, trainers
 from ..parameters.settings import ExperimentSettings, _attention, _threads
 from ..scenarios.build import ScenarioInstance, build_scenario_instance
 from ..scenarios.text import TextScenario
-from ..training.pretraining import body_folder, body_recipe, kept_body, school, to_pretrain
+from ..training.pretraining import body_folder, body_recipe, kept_body, pretraining_trainer, to_pretrain
 from ..training.trainer import Trainer
 from time import perf_counter
 from torch import Tensor
@@ -133,7 +133,7 @@ def time_pretraining(instance: ScenarioInstance, seconds: float) -> float:
     total = 0.0
     agents = [a for a in agents if not kept(a)]
     for agent in agents:
-        teacher = school(instance, agent)
+        teacher = pretraining_trainer(instance, agent)
         passes = type(teacher).num_iterations(teacher.hyper_params)
         preparing, _ = seconds_of(teacher.prepare, s.device)
         first, each, _ = time_iterations(teacher, seconds / len(agents), passes)

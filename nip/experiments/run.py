@@ -23,7 +23,7 @@ from ..training.pretraining import pretrain
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['Result', 'may_go_on', 'begin', 'run_experiment', 'settings_of', 'resume_experiment', 'Preparation',
+__all__ = ['Result', 'may_resume', 'begin', 'run_experiment', 'settings_of', 'resume_experiment', 'Preparation',
            'prepare_experiment']
 
 # %% ../../nbs/93_experiments/05_run.ipynb #c005
@@ -78,7 +78,7 @@ def _recorded(run: Run | None):
         raise
 
 # %% ../../nbs/93_experiments/05_run.ipynb #c012
-def may_go_on(run: Run, hyper_params: HyperParameters) -> None:
+def may_resume(run: Run, hyper_params: HyperParameters) -> None:
     "Raise an error if `run` is finished, or one of other hyper-parameters"
     if run.status == "finished":
         raise FileExistsError(f"run {run.id!r} is finished; choose another run_id")
@@ -95,7 +95,7 @@ def begin(hyper_params: HyperParameters, settings: ExperimentSettings) -> Run | 
     if settings.test_run:
         return None
     store = RunStore(settings.run_store)
-    check = partial(may_go_on, hyper_params=hyper_params)
+    check = partial(may_resume, hyper_params=hyper_params)
     afresh = settings.do_not_load_checkpoint
     return store.begin(
         hyper_params, settings, settings.run_id, " ".join(sys.argv), settings.told, check, afresh

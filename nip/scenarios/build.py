@@ -98,9 +98,9 @@ class ScenarioInstance:
         "Combined parts through which tensors flow; through language models, words do"
         return {kind: part for kind, part in self.combined.items() if not isinstance(part, CombinedWhole)}
 
-    def shape_flow(self, agent: str, num_games: int = 2) -> dict[str, list[tuple]]:
+    def shape_flow(self, agent: str, num_episodes: int = 2) -> dict[str, list[tuple]]:
         "Rows (name, kind, shape) for each part of `agent`, from a batch of fresh games"
-        games = torch.arange(num_games)
+        games = torch.arange(num_episodes)
         td = self.train_environment.start(games, 0 * games)
         rows = {}
         td["agents", "active"] = torch.ones_like(td["agents", "active"])

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from ..core.seeds import derive_seed, generator
 from ..episodes.statistics import mean, std
-from ..episodes.text_episodes import Deal, game_record, opened, turn_record
+from ..episodes.text_episodes import Deal, episode_record, opened, turn_record
 from ..language_models.fine_tuning import preference_line
 from ..parameters.hyper_params import register_parameters
 from ..parameters.validation import Parameters, param
@@ -123,7 +123,7 @@ def finished(tree: _Tree, names: list[str], after: TensorDictBase, row: int, nod
     "The record of the game that ends at `node`"
     path = path_to(tree, node)
     rewards = {a: sum(n["rewards"][a] for n in path) for a in names}
-    return game_record(tree.deal, after, row, [turn for n in path for turn in n["turns"]], rewards)
+    return episode_record(tree.deal, after, row, [turn for n in path for turn in n["turns"]], rewards)
 
 # %% ../../nbs/91_text_training/02_malt.ipynb #c012
 def grow_trees(

@@ -15,7 +15,7 @@ from ..agents.shared_models import await_jobs
 from ..core.files import RecordFile, atomic_write
 from ..core.seeds import derive_seed
 from ..episodes.rollouts import VERDICTS
-from ..episodes.text_episodes import deals, game_statistics, play_games
+from ..episodes.text_episodes import deals, episode_statistics, play_episodes
 from ..language_models.budget import SpendingLimitReached, ledger_of
 from ..language_models.fine_tuning import supervised_line
 from ..parameters.hyper_params import register_parameters
@@ -193,7 +193,7 @@ class TextRlTrainer(Trainer):
         self.jobs_begun = list(state["jobs_begun"])
         for name, group in self.model_groups.items():
             group.load_state(state["model_groups"][name])
-        self.take_seats()
+        self.update_agent_models()
 
     def one_iteration(self, bar) -> None:
         try:
@@ -253,7 +253,7 @@ class TextRlTrainer(Trainer):
 
     def play(self, env, games: list, at_once: int) -> Iterable[dict[str, Any]]:
         "Records of the games, as they end"
-        return play_games(self.instance, env, games, at_once, lambda: bool(self.stop))
+        return play_episodes(self.instance, env, games, at_once, lambda: bool(self.stop))
 
     def publish(self, name: str, file: RecordFile) -> None:
         "Tell trackers of the records, and write a transcript to be read"
@@ -267,14 +267,14 @@ class TextRlTrainer(Trainer):
             written = transcripts(file.in_order, text.transcript_format).encode()
             self.run.keep("transcripts", atomic_write(folder / f"{name}.{text.transcript_format}", written))
 
-    def num_games(self) -> int:
+    def num_episodes(self) -> int:
         "Games of an iteration"
         n = self.hyper_params.rl.rollouts_per_iteration or len(self.instance.train_dataset)
         return min(n, 2) if self.settings.test_run else n
 
     def sample_rollouts(self) -> None:
         "Play the games of this iteration"
-        n = self.num_games()
+        n = self.num_episodes()
         size = len(self.instance.train_dataset)
         dealt = deals(self.hyper_params.seed, "train", self.iteration, n, size)
         self.played(
@@ -286,7 +286,7 @@ class TextRlTrainer(Trainer):
 
     def log_stats(self) -> None:
         "Take statistics of them"
-        self.metrics = game_statistics(self.record_file(f"{self.iteration:06d}").in_order)
+        self.metrics = episode_statistics(self.record_file(f"{self.iteration:06d}").in_order)
 
     def headline(self, metrics: dict[str, float]) -> dict[str, str]:
         spent = self.instance.scenario.ledger.total[
@@ -315,9 +315,9 @@ class TextRlTrainer(Trainer):
         if not await_jobs(self.model_groups.values(), self.settings):
             raise Unfinished
         self.jobs_begun = []
-        self.take_seats()
+        self.update_agent_models()
 
-    def take_seats(self) -> None:
+    def update_agent_models(self) -> None:
         "Let each agent be the present model of its group"
         for group in self.model_groups.values():
             for name in group.agent_names:
@@ -327,13 +327,13 @@ class TextRlTrainer(Trainer):
         "Play the same games on the test data each time, with models as they are now"
         hp = self.hyper_params
         n = len(self.instance.test_dataset)
-        total = n * hp.rl.num_test_iterations if hp.text_rl.test_on_whole_dataset else self.num_games()
+        total = n * hp.rl.num_test_iterations if hp.text_rl.test_on_whole_dataset else self.num_episodes()
         total = min(total, 2) if self.settings.test_run else total
         last = self.iteration == type(self).num_iterations(hp)
         dealt = deals(hp.seed, "test", 0, total, n)
         name = "test" if last else f"test-{self.iteration:06d}"
         records = self.played(name, dealt, self.instance.test_environment, "test games")
-        return {f"test_{k}": v for k, v in game_statistics(records).items()}
+        return {f"test_{k}": v for k, v in episode_statistics(records).items()}
 
     def final_test(self) -> dict[str, float]:
         "The test of what has been learned, if the scheme has one"

@@ -19,8 +19,8 @@ from pathlib import Path
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['SHAPES', 'IRRELEVANT', 'body_recipe', 'body_folder', 'keep_body', 'kept_body', 'school', 'train_body', 'to_pretrain',
-           'pretrain']
+__all__ = ['SHAPES', 'IRRELEVANT', 'body_recipe', 'body_folder', 'keep_body', 'kept_body', 'pretraining_trainer', 'train_body',
+           'to_pretrain', 'pretrain']
 
 # %% ../../nbs/90_training/07_pretraining.ipynb #c006
 SHAPES = (
@@ -93,7 +93,7 @@ def kept_body(folder: Path) -> tuple[dict[str, Tensor], dict[str, float]] | None
         return None
 
 # %% ../../nbs/90_training/07_pretraining.ipynb #c010
-def school(instance: ScenarioInstance, agent: str) -> SoloAgentTrainer:
+def pretraining_trainer(instance: ScenarioInstance, agent: str) -> SoloAgentTrainer:
     "A trainer that will teach `agent` alone, on the data of `instance`"
     default = {a: {} for a in instance.agents if a not in can_learn(instance.hyper_params, instance.agents)}
     hp = without_checkpoints(instance.hyper_params).replace(
@@ -105,7 +105,7 @@ def school(instance: ScenarioInstance, agent: str) -> SoloAgentTrainer:
 
 def train_body(instance: ScenarioInstance, agent: str) -> tuple[dict[str, Tensor], dict[str, float]]:
     "Weights of the body of `agent` after supervised training, and what it measured"
-    trainer = school(instance, agent)
+    trainer = pretraining_trainer(instance, agent)
     metrics = trainer.train()
     if trainer.stop:
         raise KeyboardInterrupt("interrupted in pretraining")

@@ -255,7 +255,7 @@ class RlTrainer(Trainer):
                     self.state_of_play = following.clone()
         return torch.stack(frames, 1)
 
-    def look_back(self, played: TensorDict, normalise: bool) -> TensorDict:
+    def compute_advantages(self, played: TensorDict, normalise: bool) -> TensorDict:
         "Frames `[N]` on record, with advantages and value targets, and `acts` `[N agent]` of what can be learned from"
         rl = self.hyper_params.rl
         agents = played["agents"]
@@ -284,7 +284,7 @@ class RlTrainer(Trainer):
             if s is not None and s.is_active(self.iteration) and self.parameters_of(a)
         ]
 
-    def improve(self, flat: TensorDict) -> dict[str, Tensor]:
+    def optimize(self, flat: TensorDict) -> dict[str, Tensor]:
         "All epochs over the frames; statistics by name, each `[agent]`, averaged over minibatches"
         rl = self.hyper_params.rl
         learners = self.learners()
@@ -415,12 +415,12 @@ class RlTrainer(Trainer):
     def iterate(self) -> dict[str, float]:
         self.anneal()
         played = self.collect()
-        flat = self.look_back(played, self.normalise_advantage)
-        losses = self.improve(flat)
+        flat = self.compute_advantages(played, self.normalise_advantage)
+        losses = self.optimize(flat)
         self.follow_statistics(flat)
         self.after_iteration(losses)
         recorded = played[:, : steps_per_iteration(self.hyper_params, self.protocol)]
-        stats = self.game_statistics(recorded) | self.loss_statistics(flat, losses)
+        stats = self.episode_statistics(recorded) | self.loss_statistics(flat, losses)
         for observer in self.observers:
             stats |= observer.scores(recorded)
         self.take_samples(recorded)
@@ -450,7 +450,7 @@ class RlTrainer(Trainer):
             stats |= {"mean_decision_entropy": mean(doubt), "std_decision_entropy": std(doubt)}
         return {f"{name}.{k}": v for k, v in stats.items()}
 
-    def game_statistics(self, played: TensorDict) -> dict[str, float]:
+    def episode_statistics(self, played: TensorDict) -> dict[str, float]:
         "Statistics of frames `[B time]`"
         over = played["done"]
         totals = episode_totals(played["agents", "reward"], over)
@@ -529,7 +529,7 @@ class RlTrainer(Trainer):
     def test(self) -> dict[str, float]:
         pieces = self.test_rollouts()
         self.take_samples(pieces[0])
-        stats = [self.game_statistics(p) for p in pieces]
+        stats = [self.episode_statistics(p) for p in pieces]
         played = {k: torch.cat([p[k][p["done"]] for p in pieces]) for k in ("outcome", "y", "id")}
         y = played["y"].squeeze(-1)
         whole = {k: torch.tensor([s[k] for s in stats]).nanmean().item() for k in stats[0]}

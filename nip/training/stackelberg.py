@@ -59,9 +59,9 @@ class SpgTrainer(VanillaPpoTrainer):
         "Who learns in this iteration: bool `[agent]`"
         return torch.tensor([a in self.learners() for a in self.agent_names], device=td.device)
 
-    def look_back(self, played: TensorDict, normalise: bool) -> TensorDict:
+    def compute_advantages(self, played: TensorDict, normalise: bool) -> TensorDict:
         "Frames with `stake [N agent]`, the advantages at everybody's turns, and the number of the `game [N]`"
-        flat = RlTrainer.look_back(self, played, normalise)
+        flat = RlTrainer.compute_advantages(self, played, normalise)
         agents = played["agents"]
         ended = played["done"]
         frames = [agents[k] for k in ("reward", "value", "value_target", "turns")]
@@ -163,6 +163,6 @@ class SpgTrainer(VanillaPpoTrainer):
 
         return {"gradient_norm": of(lambda a: norm(directions[a])), "foresight": of(change)}
 
-    def improve(self, flat: TensorDict) -> dict[str, Tensor]:
+    def optimize(self, flat: TensorDict) -> dict[str, Tensor]:
         self.columns = generator(self.hyper_params.seed, "columns", self.iteration)
-        return RlTrainer.improve(self, flat)
+        return RlTrainer.optimize(self, flat)
