@@ -1,3 +1,5 @@
+"""Neural interactive proofs: a weak verifier learns, by talking with strong provers that it cannot trust, to decide"""
+
 __version__ = "2.0.0"
 
 import lazy_loader

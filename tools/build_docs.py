@@ -12,6 +12,7 @@ import shutil
 import sys
 import warnings
 from dataclasses import is_dataclass
+from functools import cached_property
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
@@ -24,7 +25,7 @@ import nbdev.processors as processors
 import yaml
 from execnb.nbio import mk_cell
 from nbdev.config import get_config
-from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml
+from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 from smalldocs.cli import main as smalldocs
 
@@ -99,6 +100,26 @@ class ShowDocs(processors.exec_show_docs):
             module = import_module(f"nip.{exported[0]}")  # what it patches may be another module's
             self.k.user_ns |= {name: value for name, value in vars(module).items() if name[:1] != "_"}
 
+        self.nb.cells = [entry for cell in self.nb.cells for entry in (cell, *self.methods(cell))]
+
+    def methods(self, cell) -> list:
+        "Entries for what a class defines itself, after its own"
+        shown = SHOW_DOC.search(cell.source or "") if cell.cell_type == "code" else None
+        found = self.k.user_ns.get(shown[1]) if shown else None
+        if not isinstance(found, type):
+            return []
+        own = {
+            name: getattr(value, "__func__", value) for name, value in vars(found).items() if name[0] != "_"
+        }
+        told = [
+            name
+            for name, value in own.items()
+            if inspect.isroutine(value) or isinstance(value, property | cached_property)
+        ]
+        return [
+            mk_cell(f"show_doc({shown[1]}.{name})", has_sd=True) for name in told if inspect.getdoc(own[name])
+        ]
+
     def __call__(self, cell):
         shown = SHOW_DOC.search(cell.source or "") if cell.cell_type == "code" else None
         if shown:
@@ -126,22 +147,43 @@ def stem_of(notebook: dict, path: Path) -> str:
     return path.stem
 
 
+def write_sidebar():
+    "A section for each folder: guides first, then the packages in the order of the build"
+    nbs = get_config().nbs_path
+    folders = sorted(p for p in nbs.iterdir() if p.is_dir() and p.name[0] not in "._")
+    contents = ["index.ipynb"]
+    for folder in sorted(folders, key=lambda f: f.name[0].isdigit()):
+        package = re.fullmatch(r"\d+_(\w+)", folder.name)
+        pages = [str(p.relative_to(nbs)) for p in sorted(folder.glob("*.ipynb"))]
+        contents.append(
+            {"section": f"nip.{package[1]}" if package else folder.name.title(), "contents": pages}
+        )
+    sidebar = {"website": {"sidebar": {"contents": contents}}}
+    (nbs / "sidebar.yml").write_text(yaml.safe_dump(sidebar, sort_keys=False, width=200), encoding="utf-8")
+
+
+def page_of(path: Path, notebook: dict) -> Path:
+    "Where a page goes: nbs/00_core/02_registry.ipynb becomes reference/core/registry.ipynb; folders without a number stay"
+    inside = path.relative_to(PROC)
+    package = re.fullmatch(r"\d+_(\w+)", inside.parts[0])
+    folder = PROC / "reference" / package[1] if package else path.parent
+    return folder / f"{stem_of(notebook, path)}.ipynb"
+
+
 def rename_pages() -> dict[str, str]:
-    "00_registry.ipynb becomes registry.ipynb, in the sidebar too; old names and new ones"
+    "Move pages to where readers look for them, in the sidebar too; old names and new ones"
     names = {}
     for path in sorted(PROC.rglob("*.ipynb")):
-        notebook = json.loads(path.read_text(encoding="utf-8"))
-        target = path.with_stem(stem_of(notebook, path))
+        target = page_of(path, json.loads(path.read_text(encoding="utf-8")))
+        target.parent.mkdir(parents=True, exist_ok=True)
         names[str(path.relative_to(PROC))] = str(target.relative_to(PROC))
         path.rename(target)
 
-    def renamed(entry):
-        if isinstance(entry, dict):
-            return {key: renamed(value) for key, value in entry.items()}
-        return [renamed(e) for e in entry] if isinstance(entry, list) else names.get(entry, entry)
-
     sidebar = PROC / "sidebar.yml"
-    sidebar.write_text(yaml.safe_dump(renamed(yaml.safe_load(sidebar.read_text())), sort_keys=False))
+    text = sidebar.read_text(encoding="utf-8")
+    sidebar.write_text(
+        re.sub(r"(?<=- )\S+\.ipynb", lambda found: names.get(found[0], found[0]), text), encoding="utf-8"
+    )
     return names
 
 
@@ -150,14 +192,22 @@ def relative_links(names: dict[str, str]):
     config = get_config()
     site = re.escape(config.doc_host.rstrip("/") + config.doc_baseurl.rstrip("/")) + "/"
     for path in PROC.rglob("*.ipynb"):
-        up = "../" * (len(path.relative_to(PROC).parts) - 1)
+        here = path.relative_to(PROC)
+        up = "../" * (len(here.parts) - 1)
+        came_from = next(Path(old) for old, new in names.items() if new == str(here))
+
+        def linked(found, up=up, came_from=came_from):
+            "A link to a notebook, as it is written in the notebooks' folders, as a link to its page"
+            target = os.path.normpath(came_from.parent / found[1]).removeprefix("nbs/")
+            return f"]({up}{names[target]}" if target in names else found[0]
+
         text = path.read_text(encoding="utf-8")
         text = re.sub(
             r'^\s*"output-file: [^"]*",?\n', "", text, flags=re.M
         )  # which the page's name says by now
-        page = lambda found, up=up: f"]({up}{names.get(found[1], found[1])}"
-        text = re.sub(r"\]\(nbs/([\w/]+\.ipynb)", page, text)  # as the README has it
-        text = re.sub(r"\]\(\.\./((\.\./)*images/)", r"](\1", text)  # pages are one folder up from notebooks
+        text = re.sub(r"\]\(((?!\w+:)[\w./-]+\.ipynb)", linked, text)
+        text = re.sub(r"\]\((?:\.\./)*(images/)", rf"]({up}\1", text)
+        text = re.sub(rf"{site}\d+_(\w+)/(?=[\w.-]+\.html)", rf"{up}reference/\1/", text)
         path.write_text(re.sub(rf"{site}(?=[\w/.#-]+\.html)", up, text), encoding="utf-8")
 
 
@@ -170,7 +220,7 @@ def main() -> int:
     warnings.filterwarnings("ignore", category=UserWarning, module="nbdev")
     refresh_quarto_yml()
     nbdev.doclinks._build_modidx()
-    nbdev_sidebar.__wrapped__(path=get_config().nbs_path)
+    write_sidebar()
     proc_nbs(n_workers=0, force=True)
     for linked in ("nbs/styles.css", "CHANGELOG.md", "CONTRIBUTING.md"):
         shutil.copy2(ROOT / linked, PROC)
