@@ -12,14 +12,15 @@ import os
 import re
 import secrets
 import shutil
-import yaml
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+import yaml
 from safetensors import torch as safetensors
 from torch import Tensor
-from typing import Any
 
 # %% auto #0
 __all__ = ['cache_dir', 'atomic_write', 'whole_folder', 'to_json_value', 'from_json_value', 'flat', 'numbers', 'shareable',
@@ -188,6 +189,18 @@ class JsonLines:
             with suppress(ValueError):
                 return self._records + parse_json_lines(torn, self.path)
         return self._records
+
+    def last(self) -> dict[str, Any] | None:
+        "The last record, without reading the others; None if there is none. Records are shorter than 64 KiB"
+        if self.path is None:
+            return self._records[-1] if self._records else None
+        if not self.path.exists():
+            return None
+        with self.path.open("rb") as file:
+            file.seek(max(0, self.path.stat().st_size - 2**16))
+            whole = file.read().rpartition(b"\n")[0]
+        found = parse_json_lines(whole.rstrip().rpartition(b"\n")[2], f"{self.path}, last line")
+        return found[-1] if found else None
 
     def add(self, record: Mapping[str, Any]) -> None:
         "Write a record, at once; a torn last line is cut off"

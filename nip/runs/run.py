@@ -12,17 +12,27 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from copy import deepcopy
-from filelock import FileLock, Timeout
 from functools import cached_property
 from hashlib import sha256
 from html import escape
-from ..core.display import html_table
-from ..core.files import atomic_write, from_json_value, read_yaml, shareable, tensor_bytes, to_json_value
-from .trackers import Tracker, register_tracker
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
 from safetensors import torch as safetensors
 from torch import Tensor
-from typing import Any
+
+from ..core.display import html_table
+from nip.core.files import (
+    JsonLines,
+    atomic_write,
+    from_json_value,
+    read_yaml,
+    shareable,
+    tensor_bytes,
+    to_json_value,
+)
+from .trackers import Tracker, register_tracker
 
 # %% auto #0
 __all__ = ['LocalTracker', 'ShareableFormatter', 'RunFolder', 'Run']
@@ -38,8 +48,7 @@ class LocalTracker(Tracker):
     def log(self, step, metrics):
         if "step" in metrics:
             raise ValueError("a metric cannot be named 'step': that is when it was logged")
-        line = json.dumps({"step": int(step)} | to_json_value(metrics), allow_nan=False)
-        self.run._metrics.write(line.encode() + b"\n")
+        self.run.metrics_file.add({"step": int(step)} | to_json_value(metrics))
 
     def finish(self, status, metrics):
         self.run.write("result", {"status": status, "metrics": metrics})
@@ -69,11 +78,9 @@ class RunFolder:
         atomic_write(self.dir / f"{name}.json", shareable(text) + "\n")
 
     @cached_property
-    def _metrics(self):
-        file = (self.dir / "metrics.jsonl").open("a+b", buffering=0)
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)  # cut off a torn last line
-        return file
+    def metrics_file(self) -> JsonLines:
+        "`metrics.jsonl`, as it was written: a record per call of `log`"
+        return JsonLines(self.dir / "metrics.jsonl")
 
     @cached_property
     def logger(self) -> logging.Logger:
@@ -160,18 +167,20 @@ class Run(RunFolder):
         "Tell trackers of a file or folder that is new in the run's folder"
         self._tell("keep", kind, path)
 
+    def metrics_by_step(self) -> dict[int, dict[str, Any]]:
+        "Step → metrics, as far as they are written"
+        rows = {}
+        for record in self.metrics_file.read():
+            metrics = from_json_value(record)
+            rows.setdefault(metrics.pop("step"), {}).update(metrics)
+        return rows
+
     @property
     def history(self):
-        "Metrics by step, as a data frame"
+        "Metrics as a data frame: a row per step, a column per metric"
         import pandas as pd
 
-        rows = {}
-        file = self.dir / "metrics.jsonl"
-        for line in (
-            file.read_bytes().split(b"\n")[:-1] if file.exists() else ()
-        ):  # what follows the last "\n" is torn
-            row = from_json_value(json.loads(line))
-            rows.setdefault(row.pop("step"), {}).update(row)
+        rows = self.metrics_by_step()
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("step").sort_index()
 
     def save_checkpoint(
@@ -259,11 +268,10 @@ class Run(RunFolder):
         step: int = 0,  # Where to go on from; 0: from the very beginning
     ):
         "Forget the metrics of steps from `step` on, and checkpoints after it"
-        file = self.dir / "metrics.jsonl"
-        lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
-        kept = [line + b"\n" for line in lines if json.loads(line)["step"] < step]
-        if len(kept) < len(lines):
-            atomic_write(file, b"".join(kept))
+        records = self.metrics_file.read()
+        kept = [record for record in records if record["step"] < step]
+        if len(kept) < len(records):
+            self.metrics_file.write(kept)
         for late in (c for c in self.checkpoints if c > step):
             shutil.rmtree(self.dir / "checkpoints" / f"{late:06d}", ignore_errors=True)
 
@@ -280,8 +288,6 @@ class Run(RunFolder):
             self._close()
 
     def _close(self):
-        if "_metrics" in self.__dict__:
-            self.__dict__.pop("_metrics").close()
         if "logger" in self.__dict__:
             self.__dict__.pop("logger").handlers[0].close()
         if "_lock" in self.__dict__:

@@ -5,32 +5,33 @@
 # %% ../../nbs/20_runs/03_store.ipynb #c002
 from __future__ import annotations
 
-import json
 import operator
 import os
 import re
 import secrets
 import shutil
-import yaml
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from html import escape
+from pathlib import Path
+from time import time
+from typing import Any
+
+import yaml
 from fastcore.basics import patch
 from filelock import FileLock
-from html import escape
+
 from ..core.display import html_table
 from ..core.files import atomic_write, cache_dir, from_json_value, whole_folder
 from ..parameters.validation import ParameterError, plain
 from .provenance import provenance
 from .run import Run
 from .trackers import trackers
-from pathlib import Path
-from time import time
-from typing import Any
 
 # %% auto #0
-__all__ = ['LABELS', 'PARAMETERS', 'COMPARISONS', 'RunStore', 'last_metrics', 'value_at', 'row_of', 'parse_condition', 'runs',
-           'faults', 'find_run', 'fetched']
+__all__ = ['LABELS', 'PARAMETERS', 'COMPARISONS', 'RunStore', 'value_at', 'row_of', 'parse_condition', 'runs', 'faults',
+           'find_run', 'fetched']
 
 # %% ../../nbs/20_runs/03_store.ipynb #c005
 LABELS = {"tags": [], "group": None, "notes": ""}  # What people say of a run, and may change later
@@ -41,7 +42,7 @@ class RunStore:
 
     def __init__(
         self,
-        root: "str | Path | RunStore | None" = None,  # None: `$NIP_RUNS`, or `runs` where the process is
+        root: str | Path | RunStore | None = None,  # None: `$NIP_RUNS`, or `runs` where the process is
     ):
         self.root = (
             root.root if isinstance(root, RunStore) else Path(root or os.environ.get("NIP_RUNS") or "runs")
@@ -194,17 +195,6 @@ class RunStore:
         return self.open(name)
 
 # %% ../../nbs/20_runs/03_store.ipynb #c020
-def last_metrics(run: Run) -> dict[str, Any]:
-    "The newest line of `metrics.jsonl`, with its `step`; empty if there is none"
-    file = run.dir / "metrics.jsonl"
-    if not file.exists():
-        return {}
-    with file.open("rb") as f:
-        f.seek(max(0, file.stat().st_size - 2**16))
-        whole = f.read().split(b"\n")[:-1]
-    return from_json_value(json.loads(whole[-1])) if whole else {}
-
-
 def value_at(tree: Mapping, path: str) -> Any:
     "The value at a dotted address of nested dicts; None if it is not there"
     for name in path.split("."):
@@ -231,7 +221,7 @@ def row_of(run: Run, columns: Iterable[str]) -> dict[str, Any]:
     "What a list of runs shows of one whose files can be read"
     hp = run.hyper_params
     result = run.read("result") or {}
-    last = last_metrics(run)
+    last = from_json_value(run.metrics_file.last() or {})
     metrics = last | result.get("metrics", {})
     labels = run.labels()
     row = {"run": run.id, "status": run.status, **{k: hp.get(name) for k, name in PARAMETERS.items()}}
