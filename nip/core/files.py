@@ -23,8 +23,8 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['cache_dir', 'atomic_write', 'whole_folder', 'to_json_value', 'from_json_value', 'flat', 'numbers', 'shareable',
-           'read_yaml', 'tensor_bytes', 'read_env', 'parse_json_lines', 'JsonLines']
+__all__ = ['cache_dir', 'atomic_write', 'whole_folder', 'to_json_value', 'from_json_value', 'flat', 'value_at', 'numbers',
+           'shareable', 'read_yaml', 'tensor_bytes', 'read_env', 'parse_json_lines', 'JsonLines']
 
 # %% ../../nbs/00_core/01_files.ipynb #c005
 def cache_dir() -> Path:
@@ -94,6 +94,13 @@ def flat(tree: Any, path: str = "") -> dict[str, Any]:
     for name, value in tree.items():
         leaves |= flat(value, f"{path}.{name}" if path else str(name))
     return leaves
+
+
+def value_at(tree: Mapping[str, Any], path: str) -> Any:
+    "The value at a dotted address of nested dicts; None if it is not there"
+    for name in path.split("."):
+        tree = tree.get(name) if isinstance(tree, Mapping) else None
+    return tree
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
