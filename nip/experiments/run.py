@@ -98,7 +98,7 @@ def begin(hyper_params: HyperParameters, settings: ExperimentSettings) -> Run | 
     check = partial(may_resume, hyper_params=hyper_params)
     afresh = settings.do_not_load_checkpoint
     return store.begin(
-        hyper_params, settings, settings.run_id, " ".join(sys.argv), settings.told, check, afresh
+        hyper_params, settings, settings.run_id, " ".join(sys.argv), settings.active_trackers, check, afresh
     )
 
 # %% ../../nbs/93_experiments/05_run.ipynb #c013

@@ -83,9 +83,10 @@ class ExperimentSettings(Parameters):
         check_device(self.device)
 
     @property
-    def told(self) -> tuple[str, ...]:
-        "All trackers that are told of the run"
-        return tuple(dict.fromkeys((*self.trackers, *(("wandb",) if self.use_wandb else ()))))
+    def active_trackers(self) -> tuple[str, ...]:
+        "Names of all trackers of the run besides its folder: `trackers`, and Weights & Biases where `use_wandb` asks for it"
+        wandb = ("wandb",) if self.use_wandb else ()
+        return tuple(dict.fromkeys((*self.trackers, *wandb)))
 
     def to_dict(self) -> dict[str, Any]:
         "The settings as plain values; functions and the like by their names"
