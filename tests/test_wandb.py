@@ -162,7 +162,7 @@ def test_goes_on_where_no_folder_of_it_is(server, tmp_path):
     straight = run_experiment(tiny(), run_store=tmp_path, run_id="straight", **QUIET | {"use_wandb": False})
     run_experiment(tiny(), run_store=tmp_path / "lost", run_id="run", stop_after=3, **QUIET)
     elsewhere = {"run_store": tmp_path / "other", "run_id": "run", **QUIET}
-    with pytest.raises(ParameterError, match="allow_resuming_wandb_run=True goes on with it"):
+    with pytest.raises(ParameterError, match="allow_resuming_wandb_run=True resumes it"):
         run_experiment(tiny(), **elsewhere)
     with pytest.raises(
         ParameterError,

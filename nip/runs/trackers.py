@@ -11,24 +11,23 @@ from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nip.runs.run import Run
-    from nip.runs.store import RunStore
+    from nip.runs.run import Run, RunFolders
 
 # %% auto #0
 __all__ = ['trackers', 'Tracker', 'register_tracker']
 
 # %% ../../nbs/20_runs/00_trackers.ipynb #c004
 class Tracker:
-    "Told about a run as it goes on; override what is of interest"
+    "Is called at each event of a run; override the events of interest"
 
-    def prepare(self, run_id: str, store: "RunStore", hyper_params, settings):
-        "A run is asked for and nothing is written yet: refuse by an error, or bring its folder into `store`"
+    def prepare(self, run_id: str, store: "RunFolders", hyper_params, settings):
+        "Before anything is written: raise an error to refuse the run, or bring its folder into `store`"
 
     def start(self, run: "Run", hyper_params, settings):
-        "The run begins, or goes on"
+        "The run begins, or is resumed"
 
     def log(self, step: int, metrics: Mapping[str, Any]):
-        "There are new metrics"
+        "There are new metrics of an iteration"
 
     def keep(self, kind: str, path: Path):
         "There is a new file or folder in the run's folder; `kind` is `checkpoint`, `rollouts` or `transcripts`, for example"
@@ -45,13 +44,13 @@ class Tracker:
         entity: str | None = None,  # None: the tracker's default
         version: str = "latest",  # Of the checkpoint
     ) -> Path:
-        "Bring a run from where this tracker keeps it; `FileNotFoundError` if it is not there"
-        raise NotImplementedError(f"{cls.__name__} keeps no runs")
+        "Make the folder of a run that this tracker stores; `FileNotFoundError` if it does not store it"
+        raise NotImplementedError(f"{cls.__name__} stores no runs")
 
 
 trackers = Registry("tracker")
 
 
 def register_tracker(name: str) -> Callable:
-    "Class decorator: register a `Tracker`"
+    "Class decorator: register a subclass of `Tracker` under a name"
     return lambda cls: trackers.register(name, cls)
