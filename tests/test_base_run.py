@@ -166,7 +166,7 @@ def test_same_agents_are_not_told_of(here, recwarn):
 
 @silent
 def test_a_run_that_is_not_there_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ParameterError, match="base_run.run_id: 'nowhere' is not to be found"):
+    with pytest.raises(ParameterError, match="base_run.run_id: 'nowhere' is not found"):
         run_experiment(asking("parameters", "nowhere"), run_store=tmp_path, **quiet)
     assert not list(tmp_path.iterdir())
 
@@ -359,7 +359,7 @@ def test_a_tracker_without_an_account_does_not_hide_what_was_asked_for(shelf, tm
     where = ExperimentSettings(run_store=tmp_path / "runs")
     with pytest.raises(
         ParameterError,
-        match=r"base_run.run_id: 'nowhere' is not to be found \(no run 'nowhere' in .*use_wandb: needs",
+        match=r"base_run.run_id: 'nowhere' is not found \(no run 'nowhere' in .*use_wandb: needs",
     ):
         completed(asking("parameters", "nowhere"), where)
     with pytest.raises(ParameterError, match=r"agents.prover.checkpoint_run_id: 'other' is not to be found"):

@@ -10,9 +10,27 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
-from nip.data.bug_injection import BugInjectionParameters, apps_problems, choose_problems, edit_distance, inject_bugs, read_reply, testable_problems
+from nip.data.bug_injection import (
+    BugInjectionParameters,
+    apps_problems,
+    choose_problems,
+    edit_distance,
+    inject_bugs,
+    read_reply,
+    testable_problems,
+)
 from nip.parameters.validation import ParameterError
-from nip.data.code import CodeValidationParameters, check_code_data, code_sources, find_mistakes, human_eval_mistakes, instances, load_code_data, read_lines, source_rows, write_lines
+from nip.core.files import JsonLines
+from nip.data.code import (
+    CodeValidationParameters,
+    check_code_data,
+    code_sources,
+    find_mistakes,
+    human_eval_mistakes,
+    instances,
+    load_code_data,
+    source_rows,
+)
 from nip.data.mutations import Edit, Problem, edits, human_eval_problems, prove
 from nip.data.dataset import DatasetParameters
 from nip.language_models.chat import ScriptedModel
@@ -158,15 +176,15 @@ def test_proving_that_was_killed_goes_on(tmp_path):
     path = tmp_path / "mistakes.jsonl"
     process = fork.Process(target=prove_all, args=(str(path),))
     process.start()
-    while len(read_lines(path)) < 2:
+    while len(JsonLines(path).read()) < 2:
         time.sleep(0.02)
     process.kill()
     process.join()
-    kept = read_lines(path)
+    kept = JsonLines(path).read()
     with path.open("a") as file:
         file.write('{"problem": "torn')
     assert find_mistakes(PROBLEMS[:6], path, progress=silent) == [RECORD[p.name] for p in PROBLEMS[:6]]
-    assert read_lines(path)[: len(kept)] == kept
+    assert JsonLines(path).read()[: len(kept)] == kept
 
 
 def solved(dataset) -> set[str]:
@@ -239,19 +257,19 @@ def forms(folder: Path) -> dict[str, Path]:
     hub.save_to_disk(folder / "saved")
     datasets.DatasetDict({"train": hub, "test": hub}).save_to_disk(folder / "saved_dict")
     (folder / "lines").mkdir()
-    write_lines(folder / "lines" / "train.jsonl", ROWS)
-    write_lines(folder / "lines" / "hopeless.jsonl", [{"problem_id": 1}])
-    write_lines(folder / "one.jsonl", ROWS)
+    JsonLines(folder / "lines" / "train.jsonl").write(ROWS)
+    JsonLines(folder / "lines" / "hopeless.jsonl").write([{"problem_id": 1}])
+    JsonLines(folder / "one.jsonl").write(ROWS)
     columns = lambda r: (
         r | {c: {"solution": [s["solution"] for s in r[c]]} for c in ("solutions", "buggy_solutions") if r[c]}
     )
-    write_lines(folder / "columns.jsonl", map(columns, ROWS))
+    JsonLines(folder / "columns.jsonl").write(map(columns, ROWS))
     texts = lambda r: (
         r
         | {c: json.dumps([s["solution"] for s in r[c]]) for c in ("solutions", "buggy_solutions")}
         | {"flags": "[]" if not r["flags"] else "x"}
     )
-    write_lines(folder / "texts.jsonl", map(texts, ROWS))
+    JsonLines(folder / "texts.jsonl").write(map(texts, ROWS))
     return {p.name: p for p in folder.iterdir()}
 
 
@@ -283,8 +301,7 @@ def test_filters():
 
 
 def test_sets_of_right_programs_only(tmp_path):
-    write_lines(
-        tmp_path / "apps.jsonl",
+    JsonLines(tmp_path / "apps.jsonl").write(
         [
             {
                 "problem_id": n,
@@ -300,8 +317,8 @@ def test_sets_of_right_programs_only(tmp_path):
 
 
 def test_test_data_of_a_set_are_taken(tmp_path):
-    write_lines(tmp_path / "train.jsonl", [row(n) for n in range(10)])
-    write_lines(tmp_path / "test.jsonl", [row(n) for n in range(20, 23)])
+    JsonLines(tmp_path / "train.jsonl").write([row(n) for n in range(10)])
+    JsonLines(tmp_path / "test.jsonl").write([row(n) for n in range(20, 23)])
     counts = [
         len(solved(load_code_data(Asked(tmp_path, "validation"), s))) for s in ("train", "validation", "test")
     ]
@@ -355,7 +372,7 @@ def test_names_that_mean_nothing(name, message):
 def test_bad_folders_and_splits(tmp_path):
     with pytest.raises(ParameterError, match="has no JSONL or parquet file"):
         load_code_data(Asked(tmp_path), "train")
-    write_lines(tmp_path / "train.jsonl", ROWS)
+    JsonLines(tmp_path / "train.jsonl").write(ROWS)
     with pytest.raises(ParameterError, match="split: .*train, test"):
         load_code_data(Asked(tmp_path), "validation")
     with pytest.raises(ParameterError, match="code_validation.apps_difficulty: leaves nothing"):
@@ -434,8 +451,10 @@ def test_replies_of_no_use(reply, why, tmp_path):
         limits=limits,
         progress=silent,
     )
-    assert read_lines(file) == []
-    assert read_lines(tmp_path / "hopeless.jsonl") == [{"problem_id": "p3", "why": {why: 2}, "attempts": 2}]
+    assert JsonLines(file).read() == []
+    assert JsonLines(tmp_path / "hopeless.jsonl").read() == [
+        {"problem_id": "p3", "why": {why: 2}, "attempts": 2}
+    ]
 
 
 @walls
@@ -451,7 +470,7 @@ def test_a_set_is_made_and_read(tmp_path):
         BugInjectionParameters(batch_size=4),
         progress=silent,
     )
-    made = read_lines(tmp_path / "train.jsonl")
+    made = JsonLines(tmp_path / "train.jsonl").read()
     assert sorted(r["problem_id"] for r in made) == [f"p{n}" for n in range(6)]
     (bug,) = made[0]["buggy_solutions"]
     assert {k: bug[k] for k in ("passed", "failed", "errors", "attempts", "kind")} == {
@@ -462,7 +481,7 @@ def test_a_set_is_made_and_read(tmp_path):
         "kind": "by m",
     }
     assert bug["distance"] == edit_distance(made[0]["solutions"][0]["solution"], bug["solution"]) > 0
-    assert read_lines(tmp_path / "hopeless.jsonl")[0]["why"].startswith("the solution failed")
+    assert JsonLines(tmp_path / "hopeless.jsonl").read()[0]["why"].startswith("the solution failed")
     train = load_code_data(Asked(tmp_path, test_size=0.5), "train")
     assert len(train) == 6 and train.td["y"].double().mean() == 0.5
 
@@ -474,7 +493,7 @@ def test_several_wrong_programs_and_a_share_of_problems(tmp_path):
     file = inject_bugs(
         ScriptedModel(replies=replies), [script_problem(1)], tmp_path / "a", params, progress=silent
     )
-    assert [bug["attempts"] for bug in read_lines(file)[0]["buggy_solutions"]] == [1, 2, 1]
+    assert [bug["attempts"] for bug in JsonLines(file).read()[0]["buggy_solutions"]] == [1, 2, 1]
     params = BugInjectionParameters(fraction_to_modify=0.5)
     file = inject_bugs(
         ScriptedModel(replies=wrong_answer),
@@ -483,7 +502,7 @@ def test_several_wrong_programs_and_a_share_of_problems(tmp_path):
         params,
         progress=silent,
     )
-    assert sorted(len(r["buggy_solutions"]) for r in read_lines(file)) == [0, 0, 1, 1]
+    assert sorted(len(r["buggy_solutions"]) for r in JsonLines(file).read()) == [0, 0, 1, 1]
 
 
 def make_set(folder: str, calls):
@@ -507,18 +526,18 @@ def test_a_set_whose_making_was_killed_goes_on(tmp_path):
     calls = fork.Queue()
     process = fork.Process(target=make_set, args=(str(tmp_path), calls))
     process.start()
-    while len(read_lines(tmp_path / "train.jsonl")) < 3:
+    while len(JsonLines(tmp_path / "train.jsonl").read()) < 3:
         time.sleep(0.02)
     process.kill()
     process.join()
     with (tmp_path / "train.jsonl").open("a") as file:
         file.write('{"torn": ')
-    kept = read_lines(tmp_path / "train.jsonl")
+    kept = JsonLines(tmp_path / "train.jsonl").read()
     again = []
     problems = [script_problem(n) for n in range(8)]
     model = ScriptedModel("m", replies=lambda request: again.append(1) or wrong_answer(request))
     inject_bugs(model, problems, tmp_path, BugInjectionParameters(batch_size=1), progress=silent)
-    made = read_lines(tmp_path / "train.jsonl")
+    made = JsonLines(tmp_path / "train.jsonl").read()
     assert made[: len(kept)] == kept and len(again) == 8 - len(kept)
     assert sorted(r["problem_id"] for r in made) == [f"p{n}" for n in range(8)]
 
@@ -540,7 +559,7 @@ def test_the_last_block_of_a_reply_counts():
 
 
 def test_sets_without_tests_are_refused(tmp_path):
-    write_lines(tmp_path / "train.jsonl", ROWS)
+    JsonLines(tmp_path / "train.jsonl").write(ROWS)
     with pytest.raises(ParameterError, match="has no tests"):
         testable_problems(str(tmp_path))
     with pytest.raises(ParameterError, match="split"):
@@ -563,8 +582,7 @@ def test_by_command(tmp_path, capsys):
     tests = json.dumps(
         {"inputs": [f"{i}\n" for i in range(10)], "outputs": [f"{max(i, 2)}\n" for i in range(10)]}
     )
-    write_lines(
-        tmp_path / "problems.jsonl",
+    JsonLines(tmp_path / "problems.jsonl").write(
         [
             {
                 "problem_id": 2,
@@ -588,7 +606,7 @@ def test_by_command(tmp_path, capsys):
     ]
     try:
         assert main([*command, "max_attempts=2"]) == 0
-        assert len(read_lines(tmp_path / "made" / "train.jsonl")) == 1
+        assert len(JsonLines(tmp_path / "made" / "train.jsonl").read()) == 1
         assert "dataset=" in capsys.readouterr().out
         assert main([*command, "max_attempts=0"]) == 2
         assert "max_attempts" in capsys.readouterr().err

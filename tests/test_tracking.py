@@ -23,7 +23,7 @@ def start(code: str, *args) -> subprocess.Popen:
 
 CREATE = """
 import sys
-from nip.tracking import RunStore
+from nip.runs.store import RunStore
 store = RunStore(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
@@ -52,7 +52,7 @@ def test_processes_get_runs_of_their_own(tmp_path):
 WRITE = """
 import sys
 import torch
-from nip.tracking import RunStore
+from nip.runs.store import RunStore
 run = RunStore(sys.argv[1]).create({"scenario": "s"}, run_id="run")
 tensors = {f"w{i}": torch.zeros(100_000) for i in range(4)}
 for step in range(1, 10**6):

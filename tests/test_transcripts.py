@@ -35,7 +35,7 @@ from nip.runs.trackers import Tracker, register_tracker, trackers
 from nip.training.trainer import StopRequest
 from nip.analysis.answer_trees import places
 from nip.analysis.transcripts import ENDINGS, Rules, TextGame, kept_episodes
-from nip.core.files import Lines
+from nip.core.files import JsonLines
 
 PROTOCOLS = ["nip", "adp", "debate", "mnip", "merlin_arthur", "solo_verifier", "multi_channel_test"]
 MADE_UP = {"_default": {"use_dummy_api": True}}
@@ -124,7 +124,7 @@ def test_hostile_text_is_shown_as_text(run):
 def test_lines_are_read_while_they_are_written(tmp_path):
     path, rng, written = tmp_path / "games.jsonl", random.Random(0), 0
     lines, whole = (
-        Lines(path),
+        JsonLines(path),
         b"".join(json.dumps({"game": i, "text": "ü\n" * i}).encode() + b"\n" for i in range(40)),
     )
     while written < len(whole):

@@ -118,7 +118,7 @@ def test_settings_as_dict_and_metrics_as_tensors(at_home, monkeypatch, tmp_path)
     monkeypatch.delenv("WANDB_PROJECT")
     monkeypatch.setenv("WANDB_MODE", "offline")
     settings = {"wandb_project": "elsewhere", "wandb_tags": ["a"], "tags": ["a", "b"]}
-    run = RunStore(tmp_path).create({"seed": 1}, settings, "run", told=["wandb"])
+    run = RunStore(tmp_path).create({"seed": 1}, settings, "run", active_trackers=["wandb"])
     run.log(
         0, {"tensor": torch.tensor(0.25), "array": np.float32(0.5), "count": np.int64(3), "who": "prover"}
     )
@@ -162,7 +162,7 @@ def test_goes_on_where_no_folder_of_it_is(server, tmp_path):
     straight = run_experiment(tiny(), run_store=tmp_path, run_id="straight", **QUIET | {"use_wandb": False})
     run_experiment(tiny(), run_store=tmp_path / "lost", run_id="run", stop_after=3, **QUIET)
     elsewhere = {"run_store": tmp_path / "other", "run_id": "run", **QUIET}
-    with pytest.raises(ParameterError, match="allow_resuming_wandb_run=True goes on with it"):
+    with pytest.raises(ParameterError, match="allow_resuming_wandb_run=True resumes it"):
         run_experiment(tiny(), **elsewhere)
     with pytest.raises(
         ParameterError,
@@ -207,7 +207,7 @@ def test_only_a_config_is_there(server, tmp_path):
 
 
 def test_download_that_fails_leaves_nothing(server, tmp_path):
-    run = RunStore(tmp_path).create({"seed": 1}, None, "run", told=["wandb"])
+    run = RunStore(tmp_path).create({"seed": 1}, None, "run", active_trackers=["wandb"])
     run.save_checkpoint(1, {"w": torch.zeros(2)}, {})
     run.finish("finished", {})
     lost = [

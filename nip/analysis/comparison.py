@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from .evaluation import Evaluation
 from ..episodes.statistics import Measure
-from ..runs.store import RunStore, find_run, value_at
+from ..core.files import value_at
+from ..runs.store import RunStore, find_run
 from pathlib import Path
 from typing import Any
 

@@ -14,7 +14,7 @@ from itertools import product
 from .attack import Attack, attack, attackers_for, plain_game
 from .playback import Games, Trained, episodes, play, player, trained
 from ..core.display import html_table
-from ..core.files import RecordFile, atomic_write
+from ..core.files import JsonLines, atomic_write
 from ..episodes.statistics import Measure, confidence_interval, per_instance, share
 from ..episodes.text_episodes import outcomes
 from ..parameters.hyper_params import HyperParameters, trainers
@@ -317,7 +317,7 @@ def recorded(run_or_result, run_store=None) -> tuple[Run | None, list[dict]] | N
     file = (
         run_or_result.trainer.record_file("test")
         if instance
-        else RecordFile(run.dir / "rollouts" / "test.jsonl")
+        else JsonLines(run.dir / "rollouts" / "test.jsonl")
     )
     if not file.records:
         why = "left no test games to look at; a run with base_run_type='rerun_tests' plays them"

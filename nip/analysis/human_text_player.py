@@ -13,7 +13,7 @@ from ..agents.prompts import Said
 from ..agents.text_agent import Asked, TextAgent
 from .transcripts import Rules, TextGame
 from ..core.display import boxed, prose
-from ..core.files import RecordFile
+from ..core.files import JsonLines
 from ..core.seeds import derive_seed
 from ..episodes.environment import MAX_EPISODE_SEED
 from ..episodes.text_episodes import Deal, episode_record, opened, turn_record
@@ -202,7 +202,7 @@ class TextSitting:
     def keep(self) -> str:
         "Keep the game with the run; where. The record says who was a person, and what they knew"
         if self.kept is None:
-            file = RecordFile(self.run.dir / "rollouts" / "played.jsonl")
+            file = JsonLines(self.run.dir / "rollouts" / "played.jsonl")
             file.add(self.game.record | {"game": len(file.records)})
             self.run.keep("rollouts", file.path)
             self.kept = f"{file.path.name}, game {len(file.records) - 1}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ..agents.prompts import facts, human_names, render
 from .transcripts import Rules, TextGame, Transcripts, order, said_of
 from ..core.display import figure_for, html_table
-from ..core.files import RecordFile
+from ..core.files import JsonLines
 from ..core.registry import Registry
 from ..core.seeds import derive_seed
 from ..language_models.budget import Chat, Ledger, build_chat, store_of
@@ -180,7 +180,7 @@ def made_up_judge() -> ScriptedModel:
     )
 
 # %% ../../nbs/92_analysis/09_transcript_judge.ipynb #c017
-def judge(chat: ChatModel, asked: list[Query], file: RecordFile, bar) -> None:
+def judge(chat: ChatModel, asked: list[Query], file: JsonLines, bar) -> None:
     "Put questions to a judge, and write down what it says"
     for attempt in range(NUM_TRIES):
         left = []
@@ -206,12 +206,12 @@ def judge(chat: ChatModel, asked: list[Query], file: RecordFile, bar) -> None:
 # %% ../../nbs/92_analysis/09_transcript_judge.ipynb #c018
 def judged_file(
     run: Run, analyser: str, name: str, chat: ChatModel, overwrite: bool, dry_run: bool
-) -> RecordFile:
+) -> JsonLines:
     "What is known already of the games `name`; raises `ParameterError` if it is of another judge"
     path = run.dir / "analyses" / analyser / f"{name}.jsonl"
     if overwrite and not dry_run:
         path.unlink(missing_ok=True)
-    file = RecordFile(None if dry_run else path)
+    file = JsonLines(None if dry_run else path)
     if others := {r["judge"] for r in file.records} - {chat.identity}:
         why = f"is not the judge that has answered {analyser!r} for {said_of(name)}; `overwrite` asks anew"
         raise ParameterError("model", chat.identity, why, sorted(others))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
 from ..core.display import STYLE, boxed, dot, html_table, prose, speaker_colours
-from ..core.files import Lines
+from ..core.files import JsonLines
 from ..episodes.rollouts import VERDICTS
 from ..parameters.hyper_params import HyperParameters, scenarios
 from ..parameters.settings import ExperimentSettings
@@ -269,7 +269,7 @@ class Transcripts:
         among("name", name, self.files)
         self.name = name or next(iter(self.files))
         self.rules = Rules.of(HyperParameters.from_dict(self.run.hyper_params)) if self.run else None
-        self.lines = {name: Lines(path) for name, path in self.files.items()}
+        self.lines = {name: JsonLines(path) for name, path in self.files.items()}
 
     def of(self, name: str) -> list[TextGame]:
         "The games kept under a name, in order, as far as they are written"
@@ -319,7 +319,7 @@ class EpisodeTail:
         files = sorted(kept_episodes(self.run).values(), key=lambda f: f.stat().st_mtime_ns)
         if not files:
             return None
-        records = self.lines.setdefault(files[-1].stem, Lines(files[-1])).read()
+        records = self.lines.setdefault(files[-1].stem, JsonLines(files[-1])).read()
         if not records or (files[-1].stem, len(records)) == self.told:
             return None
         self.rules = self.rules or Rules.of(HyperParameters.from_dict(self.run.hyper_params))

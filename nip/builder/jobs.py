@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import ipywidgets as W
-import json
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -16,7 +15,6 @@ from html import escape
 from ..analysis.transcripts import EpisodeTail, said_of
 from .widgets import beside, button, control
 from ..core.display import boxed, picture
-from ..core.files import from_json_value
 from ..runs.run import Run
 from ..training.trainer import StopRequest
 from time import monotonic
@@ -24,7 +22,7 @@ from tqdm.std import tqdm
 from typing import Any
 
 # %% auto #0
-__all__ = ['USUAL', 'LINE', 'Bar', 'Job', 'clock', 'Tail', 'panels', 'smoothed', 'shortened', 'thinned', 'curves', 'lines_of',
+__all__ = ['USUAL', 'LINE', 'Bar', 'Job', 'clock', 'panels', 'smoothed', 'shortened', 'thinned', 'curves', 'lines_of',
            'draw_curves', 'JobPanel', 'job_html']
 
 # %% ../../nbs/94_builder/05_jobs.ipynb #c005
@@ -171,32 +169,6 @@ def clock(seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
 
-# %% ../../nbs/94_builder/05_jobs.ipynb #c018
-class Tail:
-    "The metrics of a run, as far as they are written"
-
-    def __init__(self, run: Run):
-        self.run = run
-        self.at = 0
-        self.rows = {}
-
-    def read(self) -> dict[int, dict[str, float]]:
-        "Metrics by step"
-        file = self.run.dir / "metrics.jsonl"
-        if not file.exists():
-            return self.rows
-        if file.stat().st_size < self.at:  # gone back to a checkpoint
-            self.at = 0
-            self.rows = {}
-        with file.open("rb") as f:
-            f.seek(self.at)
-            whole = f.read().rpartition(b"\n")[0]
-        self.at += len(whole) + bool(whole)
-        for line in whole.split(b"\n") if whole else ():
-            row = from_json_value(json.loads(line))
-            self.rows.setdefault(row.pop("step"), {}).update(row)
-        return self.rows
-
 # %% ../../nbs/94_builder/05_jobs.ipynb #c021
 USUAL = ("mean_accuracy", "mean_episode_reward")  # What one wants to see first
 LINE = 0.17  # Height of a name in a legend, in inches
@@ -291,7 +263,7 @@ class JobPanel:
 
     def __init__(self, on_end: Callable[[Job], None] = lambda job: None):
         self.job = None
-        self.tail = None
+        self.run = None
         self.on_end = on_end
         self.next_drawing = 0.0
 
@@ -330,7 +302,7 @@ class JobPanel:
         "Start a job; `RuntimeError` if there is one already. The curves of its `run`, if it is one, are drawn as they come"
         if self.is_busy:
             raise RuntimeError(f"{self.job.title} is still at work; wait, or stop it")
-        self.tail = run and Tail(run)
+        self.run = run
         self.next_drawing = 0.0
         self.picture.value = ""
         self.games = run and EpisodeTail(run)
@@ -349,7 +321,7 @@ class JobPanel:
             ("Go on", "play") if job.state == "paused" else ("Pause", "pause")
         )
         self.stop.description = "Stop at once" if job.times_stopped and not job.is_over else "Stop"
-        if self.tail and (job.is_over or monotonic() > self.next_drawing):
+        if self.run and (job.is_over or monotonic() > self.next_drawing):
             began = monotonic()
             self.draw()
             self.listen()
@@ -366,14 +338,14 @@ class JobPanel:
 
     def draw(self) -> None:
         "Draw the curves"
-        rows = self.tail.read() if self.tail else {}
+        rows = self.run.metrics_by_step() if self.run else {}
         if rows:
             names = tuple(panels(rows))
             if self.shown.options != names:
                 self.shown.options = names
                 self.shown.value = tuple(n for n in USUAL if n in names)
                 self.options.layout.display = None
-            self.picture.value = curves({self.tail.run.id: rows}, self.shown.value or USUAL)
+            self.picture.value = curves({self.run.id: rows}, self.shown.value or USUAL)
 
 # %% ../../nbs/94_builder/05_jobs.ipynb #c028
 def job_html(job: Job) -> str:

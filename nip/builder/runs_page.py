@@ -14,7 +14,7 @@ from ..analysis.comparison import Comparison, compare
 from ..analysis.evaluation import Evaluation, PLOT_SIZE, evaluate
 from ..analysis.transcripts import kept_episodes
 from .form import Fold, from_text
-from .jobs import Job, Tail, curves, panels
+from .jobs import Job, curves, panels
 from .launch import Launch
 from .replay import RunReplay, TranscriptBrowser, describe
 from .widgets import Notice, beside, button, control
@@ -229,7 +229,7 @@ class Results:
         self.refresh()
 
     def do_curves(self, runs: list[Run]) -> None:
-        rows = {run.id: Tail(run).read() for run in runs}
+        rows = {run.id: run.metrics_by_step() for run in runs}
         names = list(dict.fromkeys(name for r in rows.values() for name in panels(r)))
         usual = [n for n in ("mean_accuracy", "mean_episode_reward") if n in names]
         chosen = control(

@@ -17,15 +17,13 @@ import tokenize
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from filelock import FileLock
+from ..core.files import JsonLines
 from ..core.seeds import derive_seed
 from nip.data.code import (
     APPS_DIFFICULTIES,
     CodeValidationParameters,
-    add_line,
     listed_solutions,
-    read_lines,
     source_rows,
-    write_lines,
 )
 from .mutations import Problem, human_eval_problems
 from .sandbox import Limits, Outcome, check_sandbox, run_programs
@@ -287,20 +285,20 @@ def inject_bugs(
         "progress": lambda x, **_: x,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{split}.jsonl"
-    hopeless = folder / "hopeless.jsonl"
+    made = JsonLines(folder / f"{split}.jsonl")
+    hopeless = JsonLines(folder / "hopeless.jsonl")
     with FileLock(folder / ".lock"):
-        for path in (file, hopeless):
-            write_lines(path, read_lines(path))  # without a line that was torn
-        done = {str(row["problem_id"]) for path in (file, hopeless) for row in read_lines(path)}
+        made.path.touch()
+        hopeless.path.touch()
+        done = {str(row["problem_id"]) for row in made.read() + hopeless.read()}
         todo = [(p, change) for p, change in choose_problems(problems, params) if p.name not in done]
         with progress(total=len(todo), desc="hiding mistakes", unit="problem") as bar:
             for start in range(0, len(todo), params.batch_size):
                 batch = todo[start : start + params.batch_size]
                 for fate in _fates(batch, model, params, how):
-                    add_line(hopeless if "why" in fate else file, fate)
+                    (hopeless if "why" in fate else made).add(fate)
                     bar.update()
-    return file
+    return made.path
 
 # %% ../../nbs/50_data/04_bug_injection.ipynb #c028
 def _fates(batch: list[tuple[Problem, bool]], model: ChatModel, params: BugInjectionParameters, how: dict):

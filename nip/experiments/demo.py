@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 import torch
 from importlib.util import find_spec
-from ..core.files import RecordFile
+from ..core.files import JsonLines
 from ..episodes.statistics import confidence_interval, mean
 from .presets import preset
 from .run import Result, run_experiment
@@ -49,7 +49,7 @@ def rows(folder: Path) -> dict[str, dict[str, Any]]:
         | {f"{i:06d}": f"iteration {i}" for i in range(len(files))}
         | {"test": "test, after"}
     )
-    return {title: row(RecordFile(files[name]).in_order) for name, title in named.items() if name in files}
+    return {title: row(JsonLines(files[name]).in_order) for name, title in named.items() if name in files}
 
 
 def words_table(found: dict[str, dict[str, Any]]) -> str:

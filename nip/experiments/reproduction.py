@@ -28,8 +28,8 @@ __all__ = ['SURROUNDINGS', 'recorded', 'differences', 'surroundings', 'unlike_we
 def recorded(run: Run) -> dict[str, dict[str, Any]]:
     "What a run has measured, as it was written: step → metrics, and the result as the step `result`"
     steps: dict[str, dict] = {}
-    for line in (run.dir / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
+    for record in run.metrics_file.read():
+        row = dict(record)
         steps.setdefault(str(row.pop("step")), {}).update(row)
     result = json.loads((run.dir / "result.json").read_text())
     return steps | ({"result": result["metrics"]} if result["status"] == "finished" else {})

@@ -14,7 +14,7 @@ from functools import partial
 from ..agents.checkpoints import completed, without_checkpoints
 from .rerun_tests import rerun_tests
 from ..parameters.hyper_params import HyperParameters, trainers
-from ..parameters.settings import ExperimentSettings, _attention, _threads
+from ..parameters.settings import ExperimentSettings, exact_attention, torch_threads
 from ..parameters.validation import ParameterError
 from ..runs.run import Run
 from ..runs.store import RunStore, find_run
@@ -98,7 +98,7 @@ def begin(hyper_params: HyperParameters, settings: ExperimentSettings) -> Run | 
     check = partial(may_resume, hyper_params=hyper_params)
     afresh = settings.do_not_load_checkpoint
     return store.begin(
-        hyper_params, settings, settings.run_id, " ".join(sys.argv), settings.told, check, afresh
+        hyper_params, settings, settings.run_id, " ".join(sys.argv), settings.active_trackers, check, afresh
     )
 
 # %% ../../nbs/93_experiments/05_run.ipynb #c013
@@ -110,8 +110,8 @@ def run_experiment(hyper_params: HyperParameters, **kwargs) -> Result:
     hyper_params = completed(hyper_params, settings)
     rerun = hyper_params.base_run.base_run_type == "rerun_tests"
     with (
-        _threads(settings.num_threads),
-        _attention(settings),
+        torch_threads(settings.num_threads),
+        exact_attention(settings),
         _recorded(begin(hyper_params, settings)) as run,
     ):
         has_weights = rerun or (

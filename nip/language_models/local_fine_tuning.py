@@ -18,7 +18,7 @@ import time
 import torch
 from filelock import FileLock, Timeout
 from importlib.util import find_spec
-from ..core.files import atomic_write, whole_folder
+from ..core.files import JsonLines, atomic_write, whole_folder
 from nip.language_models.fine_tuning import (
     FineTuner,
     FineTuningJob,
@@ -115,7 +115,7 @@ def trainer_of(folder: Path, record: dict[str, Any], device: str):
         dataloader_pin_memory=device != "cpu", logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
     )  # fmt: skip
     args = DPOConfig(beta=chosen["dpo_beta"], **options) if is_dpo else SFTConfig(**options)
-    lines = [json.loads(line) for line in (folder / "data.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = JsonLines(folder / "data.jsonl").read()
     trainer = (DPOTrainer if is_dpo else SFTTrainer)(
         model=model, args=args, train_dataset=Dataset.from_list(training_rows(lines, record["method"])), peft_config=adapter,
         processing_class=AutoTokenizer.from_pretrained(model_path(record["base"])), callbacks=[_teller(folder)],
@@ -133,8 +133,7 @@ def _teller(folder: Path):
         def on_log(self, args, state, control, logs=None, **kwargs):
             measures = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
             event = {"step": state.global_step, "total": state.max_steps, **measures}
-            with (folder / "events.jsonl").open("a") as file:
-                file.write(json.dumps(event) + "\n")
+            JsonLines(folder / "events.jsonl").add(event)
 
     return Teller()
 
@@ -294,9 +293,7 @@ class LocalFineTuner(FineTuner):
 
     def events(self, job_id: str) -> list[dict[str, float]]:
         "Measures of the steps so far: `step`, `total`, `loss`, for preferences `rewards/margins`, and others"
-        path = self.folder / job_id / "events.jsonl"
-        lines = path.read_text().split("\n")[:-1] if path.exists() else []
-        return [json.loads(line) for line in lines]
+        return JsonLines(self.folder / job_id / "events.jsonl").read()
 
     def model_name(self, job_id: str) -> str:
         "The name of a job's model: its base with the adapters that it wears"

@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from fastcore.basics import patch
 from .. import __version__
-from ..core.files import atomic_write, cache_dir
+from ..core.files import atomic_write, cache_dir, parse_json_lines
 from ..core.registry import nearest
 from ..core.seeds import derive_seed
 from .chat import ChatReply, ChatRequest, Sampling
@@ -392,9 +392,8 @@ def job_parameters(body: dict, parameters: FineTuningParameters) -> tuple[str, F
 # %% ../../nbs/40_language_models/07_server.ipynb #c034
 def json_lines(data: bytes) -> tuple[dict, ...]:
     "The lines of a JSONL file"
-    lines = data.decode("utf-8", errors="replace").splitlines()
     try:
-        return tuple(json.loads(line) for line in lines if line.strip())
+        return tuple(parse_json_lines(data, "training_file"))
     except ValueError as error:
         raise ApiError(
             400, f"The training file is not JSONL: {error}", "invalid_training_file", "training_file"

@@ -15,6 +15,7 @@ from functools import cache
 from html import escape
 from inspect import getsource
 from io import StringIO
+from itertools import chain
 from ..core.display import html_table
 from ..core.registry import Registry, nearest, same_definition
 from numbers import Integral, Real
@@ -35,18 +36,18 @@ def _short(value) -> str:
 
 
 def valid_hint(match: str | None, choices) -> str:
-    "How a message about something invalid ends: with what was probably meant, and with what would be valid"
+    "The end of a message about an invalid name: what was probably meant, and what is valid"
     hint = f"; did you mean {match!r}?" if match else "."
     return f"{hint} Valid: {', '.join(map(str, choices)) or 'none'}"
 
 
 class ParameterError(ValueError):
-    "A parameter that is not as it should be"
+    "A parameter with an invalid value; the message has its address, the value and the valid choices"
 
     def __init__(
         self,
         path: str,  # Address of the parameter: `"rl.lr"`
-        value: Any,  # What it was to be, or `MISSING`
+        value: Any,  # The value that was given, or `MISSING`
         why: str,  # What is wrong: "must be > 0", or with the value as its subject "is not a protocol"
         choices=None,  # All valid values, where they can be listed
     ):
@@ -66,13 +67,13 @@ class ParameterError(ValueError):
         return f"{self.path}: {text}{hint}"
 
     def within(self, path: str, label: str = "") -> ParameterError:
-        "The same error, seen from outside: `path` takes the place of `label` at the front of the address"
+        "This error, with `path` in place of `label` at the front of its address"
         self.path = join_path(path, self.path.removeprefix(f"{label}."))
         return self
 
 # %% ../../nbs/10_parameters/00_validation.ipynb #c009
 class UnknownParameter(ParameterError):
-    "A parameter that does not exist"
+    "A name that is no parameter; the message has the nearest match"
 
     def __init__(self, path, value, choices, match=None):
         super().__init__(path, value, "no such parameter", choices)
@@ -85,7 +86,7 @@ class UnknownParameter(ParameterError):
 
 
 def join_path(path: str, name: str) -> str:
-    "Dotted address of what is called `name` inside `path`"
+    "Dotted address of `name` inside `path`"
     return f"{path}.{name}" if path else name
 
 # %% ../../nbs/10_parameters/00_validation.ipynb #c012
@@ -106,21 +107,12 @@ def param(
     le=None,  # Upper bound
     lt=None,  # Upper bound, exclusive
     finite: bool = True,  # Whether NaN and infinity are refused
-    keep_for: tuple[
-        str, ...
-    ] = (),  # Types of `base_run`, and `"checkpoint"` for agents: where an earlier run's are taken, the new run keeps its own value
-    default_factory=None,  # Makes the default, where it is mutable
+    # Types of `base_run`, and `"checkpoint"` for agents: a new run keeps its own value, and does not take the earlier run's
+    keep_for: tuple[str, ...] = (),
+    default_factory=None,  # Function that makes a mutable default
 ):
-    "A dataclass field with conditions on its value; in a list, they hold for each item"
-    conditions = {
-        "choices": choices,
-        "ge": ge,
-        "gt": gt,
-        "le": le,
-        "lt": lt,
-        "finite": finite,
-        "keep_for": keep_for,
-    }
+    "A field of a `Parameters` dataclass, with conditions on its value, or on each item of a list"
+    conditions = dict(choices=choices, ge=ge, gt=gt, le=le, lt=lt, finite=finite, keep_for=keep_for)
     return field(default=default, default_factory=default_factory or MISSING, metadata=conditions)
 
 # %% ../../nbs/10_parameters/00_validation.ipynb #c014
@@ -145,7 +137,7 @@ def convert(
     hint,  # What is wanted, e.g. `tuple[float, ...] | None`
     path: str,  # Address of the parameter
 ):
-    "`value` as a `hint`; raises `ParameterError` where it is not one"
+    "`value` as the type of `hint`; `ParameterError` if it cannot be"
     kind = get_origin(hint) or hint
     if kind is Any:
         return value
@@ -188,45 +180,40 @@ def _convert_dict(value, hint, path):
 def _convert_union(value, members, path):
     members = _tagged(value, members, path)
     results = []
-    errors = []
+    inside = []
     for member in members:
         try:
             results.append(convert(value, member, path))
         except ParameterError as error:
-            errors.append(error)
+            inside += [error] if error.path != path else []
     if results:
         return next((r for r in results if type(r) is type(value)), results[0])
-    inside = [error for error in errors if error.path != path]
     if inside:
         raise max(inside, key=lambda error: (not isinstance(error, UnknownParameter), len(error.path)))
     raise ParameterError(path, value, "must be " + " or ".join(map(describe, members)))
 
 
 def _tagged(value, members, path):
-    "Of the members of a union, those that can be of the `_type` which a dict names"
+    "The members of a union that can be of the `_type` in a dict"
     families = {m: family(m) for m in members if hasattr(m, "_specs")}
     if not (families and isinstance(value, Mapping) and "_type" in value):
         return members
     tagged = tuple(m for m, names in families.items() if value["_type"] in names)
     if not tagged:
-        known = [name for names in families.values() for name in names]
-        raise ParameterError(f"{path}._type", value["_type"], "is not valid here", known)
+        raise ParameterError(f"{path}._type", value["_type"], "is not valid here", chain(*families.values()))
     return tagged
 
 # %% ../../nbs/10_parameters/00_validation.ipynb #c020
 def _check_choice(value, choices, path):
     if value not in choices:
-        kind = (
-            f"is not a registered {choices.kind}"
-            if isinstance(choices, Registry)
-            else "is not a valid choice"
-        )
-        raise ParameterError(path, value, kind, choices)
+        is_open = isinstance(choices, Registry)
+        why = f"is not a registered {choices.kind}" if is_open else "is not a valid choice"
+        raise ParameterError(path, value, why, choices)
     return value
 
 
 def check_conditions(value, conditions: Mapping, path: str):
-    "Hold a converted value against the conditions of its `param`"
+    "Raise `ParameterError` if a converted value breaks the conditions of its `param`"
     if isinstance(value, list | tuple):
         for i, item in enumerate(value):
             check_conditions(item, conditions, f"{path}[{i}]")
@@ -242,10 +229,10 @@ def check_conditions(value, conditions: Mapping, path: str):
 
 # %% ../../nbs/10_parameters/00_validation.ipynb #c024
 class Spec(NamedTuple):
-    "What is known about one parameter"
+    "Type, default and conditions of one parameter"
 
     hint: Any  # Its type
-    default: Any  # Makes its default; `MISSING` where it is required
+    default: Any  # Function that makes its default; `MISSING` where it is required
     conditions: Mapping = {}  # See `param`
 
 
@@ -264,7 +251,7 @@ def dataclass_specs(cls) -> dict[str, Spec]:
 # %% ../../nbs/10_parameters/00_validation.ipynb #c026
 @dataclass(repr=False)
 class Parameters:
-    "A group of parameters: a dataclass that accepts valid values only"
+    "A group of parameters: a dataclass that accepts valid values only, and raises `ParameterError` for others"
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -328,9 +315,9 @@ class Parameters:
     def from_dict(
         cls,
         d: Mapping,  # As by `to_dict`; parameters that are left out have their defaults
-        ignore_extra_keys: bool = False,  # Pass over parameters that do not exist, here and further inside
+        ignore_extra_keys: bool = False,  # Leave out parameters that do not exist, at all depths
     ):
-        "The object that a dict describes"
+        "The object that a dict describes; `ParameterError` if a value is invalid, `UnknownParameter` for other names"
         token = _ignore_extra_keys.set(ignore_extra_keys)
         try:
             return build(cls, d, cls._label)
@@ -362,13 +349,16 @@ _ignore_extra_keys = ContextVar("ignore_extra_keys", default=False)
 
 def family(cls: type[Parameters]) -> dict[str, type[Parameters]]:
     "A parameters class and its subclasses, by name; of two with one name, the one defined last"
-    return {cls.__name__: cls} | {n: c for sub in cls.__subclasses__() for n, c in family(sub).items()}
+    classes = {cls.__name__: cls}
+    for sub in cls.__subclasses__():
+        classes |= family(sub)
+    return classes
 
 
 def build(
-    cls: type[Parameters],  # What is wanted
+    cls: type[Parameters],  # The class, or a parent of it that `_type` names
     value,  # An object or a dict
-    path: str,  # Where it stands
+    path: str,  # Its address, for errors
 ) -> Parameters:
     "A parameters object from an object or a dict"
     if isinstance(value, cls):
@@ -410,7 +400,7 @@ def plain(value):
 
 # %% ../../nbs/10_parameters/00_validation.ipynb #c036
 def unlike(a, b) -> bool:
-    "Whether two values differ; 0.0 is not False"
+    "Whether two values differ; 0.0 and False do"
     return a != b or isinstance(a, bool) != isinstance(b, bool)
 
 
@@ -431,20 +421,23 @@ def show(value) -> str:
 # %% ../../nbs/10_parameters/00_validation.ipynb #c037
 @cache
 def field_docs(cls: type[Parameters]) -> dict[str, str]:
-    "The comments beside the fields of a parameters class, where its source is at hand"
+    "The comments beside or right above the fields of a parameters class; none for a class of a notebook"
     docs = {}
     for base in filter(is_dataclass, reversed(cls.__mro__)):
         try:
             source = dedent(getsource(base))
         except (OSError, TypeError):  # defined in a notebook
             continue
-        tokens = [t for t in generate_tokens(StringIO(source).readline) if t.type == COMMENT]
+        comments = [t for t in generate_tokens(StringIO(source).readline) if t.type == COMMENT]
+        texts = {t.start[0]: t.string.lstrip("# ") for t in comments}
+        alone = {t.start[0] for t in comments if t.line.lstrip().startswith("#")}
         for node in ast.parse(source).body[0].body:
             if isinstance(node, ast.AnnAssign):
-                inside = [t.string for t in tokens if node.lineno <= t.start[0] <= node.end_lineno]
-                docs |= (
-                    {node.target.id: " ".join(comment.lstrip("# ") for comment in inside)} if inside else {}
-                )
+                first = node.lineno
+                while first - 1 in alone:
+                    first -= 1
+                found = [texts[n] for n in range(first, node.end_lineno + 1) if n in texts]
+                docs |= {node.target.id: " ".join(found)} if found else {}
     return docs
 
 # %% ../../nbs/10_parameters/00_validation.ipynb #c038

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ..agents.prompts import ReplyFormat, Said
 from ..agents.shared_models import await_jobs
-from ..core.files import RecordFile, atomic_write
+from ..core.files import JsonLines, atomic_write
 from ..core.seeds import derive_seed
 from ..episodes.rollouts import VERDICTS
 from ..episodes.text_episodes import deals, episode_statistics, play_episodes
@@ -228,10 +228,10 @@ class TextRlTrainer(Trainer):
             for name in ("rollouts", "transcripts", "fine_tuning"):
                 shutil.rmtree(self.run.dir / name, ignore_errors=True)
 
-    def record_file(self, name: str) -> RecordFile:
+    def record_file(self, name: str) -> JsonLines:
         "The records called `name`"
         if name not in self.files:
-            self.files[name] = RecordFile(self.run and self.run.dir / "rollouts" / f"{name}.jsonl")
+            self.files[name] = JsonLines(self.run and self.run.dir / "rollouts" / f"{name}.jsonl")
         return self.files[name]
 
     def played(self, name: str, games: list, env, title: str) -> list[dict[str, Any]]:
@@ -255,7 +255,7 @@ class TextRlTrainer(Trainer):
         "Records of the games, as they end"
         return play_episodes(self.instance, env, games, at_once, lambda: bool(self.stop))
 
-    def publish(self, name: str, file: RecordFile) -> None:
+    def publish(self, name: str, file: JsonLines) -> None:
         "Tell trackers of the records, and write a transcript to be read"
         text = self.hyper_params.text_rl
         if self.run is None:
