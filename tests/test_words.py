@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from nip import HyperParameters, ParameterError, resume_experiment, run_experiment
 from nip.protocols.messages import Turn
-from nip.agents.prompts import ReplyFormat, Said, headers, reply_format
+from nip.agents.prompts import ReplyFormat, ParsedReply, headers, reply_format
 from nip.protocols.handler import verdict_scales
 from nip.protocols.handler import build_protocol_handler
 from nip.scenarios.build import build_scenario_instance
@@ -42,9 +42,9 @@ def test_models_are_told_what_their_agents_may_see_and_nothing_else(protocol, mo
         "A word of its own in each channel, and a verdict only when there must be one"
         if form.must_decide:
             return "Decision: accept"
-        return form.write(Said({c: f"word{seed}in{i}." for i, (c, _) in enumerate(form.headers)}))
+        return form.write(ParsedReply({c: f"word{seed}in{i}." for i, (c, _) in enumerate(form.headers)}))
 
-    monkeypatch.setattr(ReplyFormat, "made_up", speak)
+    monkeypatch.setattr(ReplyFormat, "random_reply", speak)
     instance = build_scenario_instance(experiment(protocol, **more))
     handler, env = instance.protocol_handler, instance.train_environment
     sees = set(handler.agent_channel_visibility)
@@ -64,9 +64,9 @@ def test_what_is_written_in_any_format_is_read_again(protocol):
         for r in range(handler.max_message_rounds):
             form = reply_format(handler, agent, r, seed := rng.randrange(1000))
             if form.headers:
-                said = Said({c: f"Look at line {rng.randrange(9)}:\n  x = 1" for c, _ in form.headers})
+                said = ParsedReply({c: f"Look at line {rng.randrange(9)}:\n  x = 1" for c, _ in form.headers})
                 assert form.read(form.write(said)) == said
-                assert form.read(form.made_up(seed)) is not None
+                assert form.read(form.random_reply(seed)) is not None
         assert set(headers(handler, agent)) <= {c for a, c in handler.agent_channel_visibility if a == agent}
 
 

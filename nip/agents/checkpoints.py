@@ -5,7 +5,7 @@
 # %% ../../nbs/60_agents/01_checkpoints.ipynb #c002
 from __future__ import annotations
 
-from .parts import Agent, below
+from .parts import Agent, substate
 from ..parameters.hyper_params import HyperParameters
 from ..parameters.validation import ParameterError, Parameters, plain
 from ..protocols.handler import build_protocol_handler
