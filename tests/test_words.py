@@ -124,7 +124,7 @@ from tqdm import tqdm
 sys.path.insert(0, {tests!r})
 from test_words import experiment, quiet
 from nip import run_experiment
-import nip.text_games as games, nip.text_rl as text_rl
+import nip.episodes.text_episodes as games
 slow = games.episode_record
 games.episode_record = lambda *args: (time.sleep(0.02), slow(*args))[1]
 run_experiment(experiment({protocol!r}, {trainer!r}, text_rl={{"test_scheme": "last"}}).replace({{"rl.num_iterations": 3}}), run_store={store!r}, run_id={run!r}, tqdm_func=quiet)
@@ -176,10 +176,10 @@ def test_what_words_cannot_do_is_refused():
 
 def test_speaker_names_are_shown_where_there_are_several(tmp_path):
     instance = build_scenario_instance(experiment("debate"))
-    verifier = instance.agents["verifier"].whole.speaker
-    assert verifier.heard(Turn(1, "prover0", "prover0_channel", "No.")) == "Expert_1: No."
-    prover = instance.agents["prover0"].whole.speaker
-    assert prover.heard(Turn(0, "verifier", "prover0_channel", "Why?")) == "Verifier (for Expert_1): Why?"
-    assert prover.heard(Turn(0, "verifier", "prover1_channel", "Why?")) == "Verifier (for Expert_2): Why?"
-    alone = build_scenario_instance(experiment("nip")).agents["verifier"].whole.speaker
-    assert alone.heard(Turn(1, "prover", "main", "Yes.")) == "Yes."
+    verifier = instance.agents["verifier"].whole.prompt_writer
+    assert verifier.observation(Turn(1, "prover0", "prover0_channel", "No.")) == "Expert_1: No."
+    prover = instance.agents["prover0"].whole.prompt_writer
+    assert prover.observation(Turn(0, "verifier", "prover0_channel", "Why?")) == "Verifier (for Expert_1): Why?"
+    assert prover.observation(Turn(0, "verifier", "prover1_channel", "Why?")) == "Verifier (for Expert_2): Why?"
+    alone = build_scenario_instance(experiment("nip")).agents["verifier"].whole.prompt_writer
+    assert alone.observation(Turn(1, "prover", "main", "Yes.")) == "Yes."
