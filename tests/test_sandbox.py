@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nip import sandbox
+from nip.data import sandbox
 from nip.parameters.validation import ParameterError
 from nip.data.sandbox import Limits, Program, check_sandbox, count_asserts, run_program, run_programs, sandbox_fault
 

@@ -23,7 +23,7 @@ from nip.experiments.cost import episode_counts, price, prompts_of, texts_of
 from nip.builder.play import Play
 from nip.builder.inspector import Inspector
 from nip.language_models.chat import ScriptedModel
-from nip.agents.prompts import ReplyFormat, Said
+from nip.agents.prompts import ReplyFormat, ParsedReply
 from nip.protocols.handler import verdict_scales
 from nip.scenarios.build import build_scenario_instance
 from nip.parameters.settings import ExperimentSettings
@@ -54,7 +54,7 @@ def speak(form: ReplyFormat, seed: int) -> str:
     "A word of its own in each channel, and a verdict only when there must be one"
     if form.must_decide:
         return "Decision: accept"
-    return form.write(Said({c: f"word{seed}in{i}." for i, (c, _) in enumerate(form.headers)}))
+    return form.write(ParsedReply({c: f"word{seed}in{i}." for i, (c, _) in enumerate(form.headers)}))
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def run(tmp_path):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_an_agent_is_shown_what_it_could_see_and_nothing_else(protocol, monkeypatch):
-    monkeypatch.setattr(ReplyFormat, "made_up", speak)
+    monkeypatch.setattr(ReplyFormat, "random_reply", speak)
     hp = experiment(protocol)
     instance = build_scenario_instance(hp)
     env, sees = instance.train_environment, set(instance.protocol_handler.agent_channel_visibility)
@@ -161,7 +161,7 @@ def test_trees_are_drawn_with_every_answer_once(tmp_path):
 
 def test_every_message_is_asked_about_however_long_the_game(monkeypatch, tmp_path):
     "More rounds than channels, in every protocol whose provers have names"
-    monkeypatch.setattr(ReplyFormat, "made_up", speak)
+    monkeypatch.setattr(ReplyFormat, "random_reply", speak)
     for protocol in ("nip", "debate", "multi_channel_test", "solo_verifier"):
         run = run_experiment(experiment(protocol), run_store=tmp_path, run_id=protocol, tqdm_func=quiet).run
         game = Transcripts(run)[0]
@@ -348,7 +348,7 @@ def test_prompts_and_price_are_those_of_the_run(protocol, trainer, monkeypatch):
     )
     if protocol in ("nip", "debate", "mnip"):
         hp = hp.replace({f"{protocol}_protocol.max_message_rounds": 5})
-    monkeypatch.setattr(ReplyFormat, "made_up", speak)
+    monkeypatch.setattr(ReplyFormat, "random_reply", speak)
     result = run_experiment(hp, run_store=None, test_run=True, tqdm_func=quiet)
     records = result.trainer.record_file("000000").in_order
     instance = result.scenario_instance

@@ -90,7 +90,7 @@ def jobs(monkeypatch):
     return Clerk.jobs
 
 
-def made_up(trainer="pure_text_ei", **changes) -> HyperParameters:
+def random_reply(trainer="pure_text_ei", **changes) -> HyperParameters:
     hp = HyperParameters(
         "even_numbers", trainer, "test", "adp", agents={"prover": {"use_dummy_api": True}, "verifier": {"use_dummy_api": True}},
         rl={"rollouts_per_iteration": 24, "num_iterations": 3, "num_test_iterations": 1}, fine_tuning={"min_examples": 1})  # fmt: skip
@@ -103,7 +103,7 @@ def of(jobs, name: str) -> list:
 
 @pytest.mark.parametrize("from_scratch", [True, False])
 def test_jobs_begin_from_the_base_model_or_from_the_last(from_scratch, jobs, tmp_path):
-    run(made_up(**{"agents.verifier.fine_tune_from_scratch": from_scratch}), run_store=tmp_path)
+    run(random_reply(**{"agents.verifier.fine_tune_from_scratch": from_scratch}), run_store=tmp_path)
     begun = [job.model for job in of(jobs, "verifier")]
     base = begun[0]
     last = [f"model {jobs.index(job)}" for job in of(jobs, "verifier")]
@@ -112,16 +112,16 @@ def test_jobs_begin_from_the_base_model_or_from_the_last(from_scratch, jobs, tmp
 
 
 def test_frozen_agents_have_no_jobs(jobs, tmp_path):
-    run(made_up(**{"agents.prover.freeze_agent": True}), run_store=tmp_path)
+    run(random_reply(**{"agents.prover.freeze_agent": True}), run_store=tmp_path)
     assert len(of(jobs, "verifier")) == 3 and not of(jobs, "prover")
 
 
 def test_lines_are_of_this_iteration_or_of_all(jobs, tmp_path):
-    once = run(made_up(), run_store=tmp_path)
+    once = run(random_reply(), run_store=tmp_path)
     right = [sum(g["verdict"] == g["label"] for g in games(once, f"{i:06d}")) for i in range(3)]
     assert [len(job.lines) for job in of(jobs, "verifier")] == right
     jobs.clear()
-    run(made_up(**{"text_rl.fine_tune_on_all_previous_rollouts": True}), run_store=tmp_path)
+    run(random_reply(**{"text_rl.fine_tune_on_all_previous_rollouts": True}), run_store=tmp_path)
     assert [len(job.lines) for job in of(jobs, "verifier")] == [sum(right[: i + 1]) for i in range(3)]
 
 
@@ -129,7 +129,7 @@ def test_lines_are_of_this_iteration_or_of_all(jobs, tmp_path):
 def test_verdicts_are_set_right_in_a_share_of_games_that_declines(how, shares, jobs, tmp_path):
     changes = {"verifier_guess_replacement_proportion": 1.0, "verifier_guess_replacement_annealing": how,
                "verifier_guess_replacement_annealing_rate": 0.5}  # fmt: skip
-    result = run(made_up(**{f"text_rl.{k}": v for k, v in changes.items()}), run_store=tmp_path)
+    result = run(random_reply(**{f"text_rl.{k}": v for k, v in changes.items()}), run_store=tmp_path)
     for i, (job, share) in enumerate(zip(of(jobs, "verifier"), shares)):
         right = sum(g["verdict"] == g["label"] for g in games(result, f"{i:06d}"))
         assert (
@@ -145,7 +145,7 @@ def test_verdicts_are_set_right_in_a_share_of_games_that_declines(how, shares, j
 
 
 def test_preferences_are_pairs_of_a_right_and_a_wrong_verdict(jobs, tmp_path):
-    run(made_up("pure_text_malt"), run_store=tmp_path)
+    run(random_reply("pure_text_malt"), run_store=tmp_path)
     assert {job.method for job in jobs} == {"dpo"} and len(of(jobs, "verifier")) == 3
     for line in of(jobs, "verifier")[0].lines:
         even = int(line["input"]["messages"][1]["content"].split()[1]) % 2 == 0
@@ -159,14 +159,14 @@ def test_preferences_are_pairs_of_a_right_and_a_wrong_verdict(jobs, tmp_path):
      ("all", ["test", "test-000000", "test-000001", "test-000002"])],
 )  # fmt: skip
 def test_tests_are_played_when_the_scheme_says_so(scheme, tests, jobs, tmp_path):
-    result = run(made_up(**{"text_rl.test_scheme": scheme}), run_store=tmp_path)
+    result = run(random_reply(**{"text_rl.test_scheme": scheme}), run_store=tmp_path)
     played = {path.stem for path in (result.run_dir / "rollouts").glob("test*.jsonl")}
     assert played == set(tests)
     assert ("test_mean_accuracy" in result.metrics) == (scheme != "none")
 
 
 def test_a_run_that_is_stopped_while_models_learn_finds_its_jobs_again(jobs, tmp_path):
-    hp = made_up(**{"text_rl.test_scheme": "last"})
+    hp = random_reply(**{"text_rl.test_scheme": "last"})
     whole = run(hp, run_store=tmp_path, run_id="whole")
     expected, _ = list(jobs), jobs.clear()
     stopped = run(hp, run_store=tmp_path, run_id="stopped", notes="stop while it learns")

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from nip import HyperParameters, ParameterError, resume_experiment, run_experiment
 from nip.protocols.messages import Turn
-from nip.agents.prompts import ReplyFormat, Said, headers, reply_format
+from nip.agents.prompts import ReplyFormat, ParsedReply, headers, reply_format
 from nip.protocols.handler import verdict_scales
 from nip.protocols.handler import build_protocol_handler
 from nip.scenarios.build import build_scenario_instance
@@ -42,9 +42,9 @@ def test_models_are_told_what_their_agents_may_see_and_nothing_else(protocol, mo
         "A word of its own in each channel, and a verdict only when there must be one"
         if form.must_decide:
             return "Decision: accept"
-        return form.write(Said({c: f"word{seed}in{i}." for i, (c, _) in enumerate(form.headers)}))
+        return form.write(ParsedReply({c: f"word{seed}in{i}." for i, (c, _) in enumerate(form.headers)}))
 
-    monkeypatch.setattr(ReplyFormat, "made_up", speak)
+    monkeypatch.setattr(ReplyFormat, "random_reply", speak)
     instance = build_scenario_instance(experiment(protocol, **more))
     handler, env = instance.protocol_handler, instance.train_environment
     sees = set(handler.agent_channel_visibility)
@@ -64,9 +64,9 @@ def test_what_is_written_in_any_format_is_read_again(protocol):
         for r in range(handler.max_message_rounds):
             form = reply_format(handler, agent, r, seed := rng.randrange(1000))
             if form.headers:
-                said = Said({c: f"Look at line {rng.randrange(9)}:\n  x = 1" for c, _ in form.headers})
+                said = ParsedReply({c: f"Look at line {rng.randrange(9)}:\n  x = 1" for c, _ in form.headers})
                 assert form.read(form.write(said)) == said
-                assert form.read(form.made_up(seed)) is not None
+                assert form.read(form.random_reply(seed)) is not None
         assert set(headers(handler, agent)) <= {c for a, c in handler.agent_channel_visibility if a == agent}
 
 
@@ -124,7 +124,7 @@ from tqdm import tqdm
 sys.path.insert(0, {tests!r})
 from test_words import experiment, quiet
 from nip import run_experiment
-import nip.text_games as games, nip.text_rl as text_rl
+import nip.episodes.text_episodes as games
 slow = games.episode_record
 games.episode_record = lambda *args: (time.sleep(0.02), slow(*args))[1]
 run_experiment(experiment({protocol!r}, {trainer!r}, text_rl={{"test_scheme": "last"}}).replace({{"rl.num_iterations": 3}}), run_store={store!r}, run_id={run!r}, tqdm_func=quiet)
@@ -176,10 +176,10 @@ def test_what_words_cannot_do_is_refused():
 
 def test_speaker_names_are_shown_where_there_are_several(tmp_path):
     instance = build_scenario_instance(experiment("debate"))
-    verifier = instance.agents["verifier"].whole.speaker
-    assert verifier.heard(Turn(1, "prover0", "prover0_channel", "No.")) == "Expert_1: No."
-    prover = instance.agents["prover0"].whole.speaker
-    assert prover.heard(Turn(0, "verifier", "prover0_channel", "Why?")) == "Verifier (for Expert_1): Why?"
-    assert prover.heard(Turn(0, "verifier", "prover1_channel", "Why?")) == "Verifier (for Expert_2): Why?"
-    alone = build_scenario_instance(experiment("nip")).agents["verifier"].whole.speaker
-    assert alone.heard(Turn(1, "prover", "main", "Yes.")) == "Yes."
+    verifier = instance.agents["verifier"].whole.prompt_writer
+    assert verifier.observation(Turn(1, "prover0", "prover0_channel", "No.")) == "Expert_1: No."
+    prover = instance.agents["prover0"].whole.prompt_writer
+    assert prover.observation(Turn(0, "verifier", "prover0_channel", "Why?")) == "Verifier (for Expert_1): Why?"
+    assert prover.observation(Turn(0, "verifier", "prover1_channel", "Why?")) == "Verifier (for Expert_2): Why?"
+    alone = build_scenario_instance(experiment("nip")).agents["verifier"].whole.prompt_writer
+    assert alone.observation(Turn(1, "prover", "main", "Yes.")) == "Yes."

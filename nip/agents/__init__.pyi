@@ -14,7 +14,7 @@ from .parts import (
     RandomPolicyHead as RandomPolicyHead,
     UpdateSchedule as UpdateSchedule,
     WholeAgent as WholeAgent,
-    below as below,
+    substate as substate,
     with_dimensions as with_dimensions,
 )
 from .prompts import PromptParameters as PromptParameters

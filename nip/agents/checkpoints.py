@@ -5,7 +5,7 @@
 # %% ../../nbs/60_agents/01_checkpoints.ipynb #c002
 from __future__ import annotations
 
-from .parts import Agent, below
+from .parts import Agent, substate
 from ..parameters.hyper_params import HyperParameters
 from ..parameters.validation import ParameterError, Parameters, plain
 from ..protocols.handler import build_protocol_handler
@@ -114,7 +114,7 @@ def checkpoint_of(
 
 def weights_of(hyper_params: HyperParameters, name: str, run: Run, run_store=None) -> dict[str, Tensor]:
     "Weights and buffers of agent `name` in `run`, as `part.name`"
-    return below(checkpoint_of(hyper_params, name, run, run_store)[0], f"agents/{name}")
+    return substate(checkpoint_of(hyper_params, name, run, run_store)[0], f"agents/{name}")
 
 
 def model_of(hyper_params: HyperParameters, name: str, run: Run, run_store=None) -> str | None:

@@ -17,17 +17,18 @@ from torch import Tensor, nn
 # %% auto #0
 __all__ = ['activations', 'message_selectors', 'make_mlp', 'initialise', 'RunningNorm', 'gathering_statistics', 'learning_mode',
            'ObservationNorm', 'MessageFeatures', 'slots_of_rounds', 'without_latest_message', 'MlpSelector',
-           'LikenessSelector', 'UniformSelector', 'HeadParameters', 'Judge', 'WithExtras', 'PolicyHead', 'ValueHead',
-           'SoloHead']
+           'LikenessSelector', 'UniformSelector', 'HeadParameters', 'InstanceNetwork', 'InstanceHead', 'PolicyHead',
+           'ValueHead', 'SoloHead']
 
 # %% ../../nbs/60_agents/05_networks.ipynb #c006
 activations = Registry("activation function")
-for _name, _module in {"tanh": nn.Tanh, "relu": nn.ReLU, "sigmoid": nn.Sigmoid}.items():
-    activations.register(_name, _module)
+activations.register("tanh", nn.Tanh)
+activations.register("relu", nn.ReLU)
+activations.register("sigmoid", nn.Sigmoid)
 
 
 def make_mlp(d_in: int, d_hidden: int, d_out: int, num_layers: int, activation: str) -> nn.Sequential:
-    "`num_layers` linear layers with the activation between them"
+    "`num_layers` linear layers `[… d_in]` → `[… d_out]`, with the activation between them"
     sizes = [d_in, *[d_hidden] * (num_layers - 1), d_out]
     layers = []
     for a, b in zip(sizes, sizes[1:]):
@@ -36,7 +37,10 @@ def make_mlp(d_in: int, d_hidden: int, d_out: int, num_layers: int, activation: 
 
 
 def initialise(module: nn.Module, params) -> nn.Module:
-    "Orthogonal weights and zero biases for all linear layers, where the agent's parameters ask for them"
+    """Orthogonal weights and zero biases for all linear layers, where the agent's parameters ask for them.
+
+    Saxe et al. 2014, [1312.6120](https://arxiv.org/abs/1312.6120).
+    """
     for m in module.modules() if params.use_orthogonal_initialisation else ():
         if isinstance(m, nn.Linear):
             nn.init.orthogonal_(m.weight, params.orthogonal_initialisation_gain)
@@ -154,9 +158,8 @@ class MlpSelector(nn.Module):
         p = context.params
         self.size = (context.num_channels, context.hyper_params.message_size)
         d_in = context.hyper_params.d_representation + d_instance
-        self.mlp = make_mlp(
-            d_in, p.d_selector, self.size[0] * self.size[1], p.num_selector_layers, p.activation_function
-        )
+        d_out = self.size[0] * self.size[1]
+        self.mlp = make_mlp(d_in, p.d_selector, d_out, p.num_selector_layers, p.activation_function)
 
     def forward(self, candidates: Tensor, instance: Tensor, message: Tensor) -> Tensor:
         "`candidates [B k d]`, `instance [B d']`, `message [B channel position k]` → logits `[B channel position k]`"
@@ -176,7 +179,7 @@ class LikenessSelector(nn.Module):
         self.knows_stance = context.knows_stance  # then the last feature of the instance
 
     def forward(self, candidates: Tensor, instance: Tensor, message: Tensor) -> Tensor:
-        "As `MlpSelector`: −scale · log(1 + ‖candidate − named‖² / (d ε)); who argues for the opposite names the least alike"
+        "As `MlpSelector`: −scale · log(1 + ‖candidate − named‖² / (d ε)); a prover that argues for the opposite names the least alike"
         candidates = self.norm(candidates)
         named = torch.einsum("bcpk,bkd->bcpd", message, candidates)
         distance = (candidates[:, None, None] - named.unsqueeze(-2)).square().mean(-1)
@@ -188,7 +191,7 @@ class LikenessSelector(nn.Module):
 class UniformSelector(nn.Module):
     "Names a candidate at random: a verifier needs no skill to ask a good question"
 
-    has_choice = False  # So a turn of messages alone is nothing to learn from
+    has_choice = False  # A turn of messages alone gives nothing to learn from
 
     def __init__(self, context: PartContext, d_instance: int):
         super().__init__()
@@ -204,16 +207,16 @@ class HeadParameters(AgentParameters):
     activation_function: str = param("tanh", choices=activations)  # Between layers, everywhere
     d_decider: int = param(16, ge=1)  # Hidden width of the decider
     num_decider_layers: int = param(2, ge=1)  # Its layers
-    include_round_in_decider: bool = True  # Tell the decider the round
+    include_round_in_decider: bool = True  # Give the decider the round
     d_linear_message_selector: int = param(16, ge=1)  # Hidden width of the selector of linear messages
     num_linear_message_selector_layers: int = param(2, ge=1)  # Its layers
     d_value: int = param(16, ge=1)  # Hidden width of the value head
     num_value_layers: int = param(2, ge=1)  # Its layers
-    include_round_in_value: bool = True  # Tell the value head the round
+    include_round_in_value: bool = True  # Give the value head the round
 
 # %% ../../nbs/60_agents/05_networks.ipynb #c026
-class Judge(nn.Module):
-    "A network on the flat instance representation and, where wanted, the round"
+class InstanceNetwork(nn.Module):
+    "A network on the flat representation of the instance `[B d_instance]` and, where wanted, the round `[B]`"
 
     def __init__(
         self,
@@ -226,9 +229,8 @@ class Judge(nn.Module):
     ):
         super().__init__()
         self.num_rounds = context.protocol.max_message_rounds if with_round else 0
-        self.mlp = make_mlp(
-            d_instance + self.num_rounds, d_hidden, d_out, num_layers, context.params.activation_function
-        )
+        activation = context.params.activation_function
+        self.mlp = make_mlp(d_instance + self.num_rounds, d_hidden, d_out, num_layers, activation)
 
     def forward(self, instance: Tensor, round: Tensor) -> Tensor:
         if self.num_rounds:
@@ -237,25 +239,31 @@ class Judge(nn.Module):
         return self.mlp(instance)
 
 # %% ../../nbs/60_agents/05_networks.ipynb #c028
-class WithExtras(AgentPart):
-    "A head on the flat instance representation and what else there is to know: `d_instance` features in all"
+class InstanceHead(AgentPart):
+    "A head on the flat representation of the instance, linear messages and the stance: `d_instance` features in all"
 
-    def __init__(self, context: PartContext, num_parts: int):
+    def __init__(
+        self,
+        context: PartContext,
+        num_parts: int,  # Of the instance: two graphs, or one image
+    ):
         super().__init__(context)
-        heard = context.protocol.max_message_rounds * context.num_channels * context.hyper_params.message_size
-        self.extras = {space.history_key: heard * space.size for space in context.spaces[1:]}
-        self.extras |= {"stance": 1} if context.knows_stance else {}
-        self.d_instance = num_parts * context.hyper_params.d_representation + sum(self.extras.values())
+        hyper_params = context.hyper_params
+        num_messages = context.protocol.max_message_rounds * context.num_channels * hyper_params.message_size
+        self.extras = {space.history_key: num_messages * space.size for space in context.spaces[1:]}
+        if context.knows_stance:
+            self.extras["stance"] = 1
+        self.d_instance = num_parts * hyper_params.d_representation + sum(self.extras.values())
         self.in_keys = (*type(self).in_keys, *self.extras)
 
     def instance(self, inputs: dict[str, Tensor]) -> Tensor:
-        "`[B d_instance]`"
+        "All features of the instance `[B d_instance]`"
         flat = inputs["instance_repr"].flatten(1)
-        more = [inputs[k].reshape(len(flat), -1).to(flat.dtype) for k in self.extras]
-        return torch.cat([flat, *more], -1) if more else flat
+        extras = [inputs[key].reshape(len(flat), -1).to(flat.dtype) for key in self.extras]
+        return torch.cat([flat, *extras], -1)
 
 # %% ../../nbs/60_agents/05_networks.ipynb #c029
-class PolicyHead(WithExtras):
+class PolicyHead(InstanceHead):
     "Message logits `[B channel position candidate]` and, for those who decide, decision logits `[B 3]`"
 
     in_keys = ("instance_repr", "candidate_repr", "message", "round")
@@ -263,46 +271,39 @@ class PolicyHead(WithExtras):
     def __init__(self, context: PartContext, num_parts: int):
         super().__init__(context, num_parts)
         p = context.params
-        d = self.d_instance
-        spaces = context.spaces
-        self.out_keys = (*(space.logits_key for space in spaces), "decision_logits")
-        self.selector = message_selectors[p.selector](context, d)
+        self.out_keys = (*(space.logits_key for space in context.spaces), "decision_logits")
+        self.selector = message_selectors[p.selector](context, self.d_instance)
         self.size = (context.num_channels, context.hyper_params.message_size, -1)
-
-        def flat(space):
-            return self.size[0] * self.size[1] * space.size
-
-        def make(space):
-            return make_mlp(
-                d,
+        self.linear_selectors = nn.ModuleDict()
+        for space in context.spaces[1:]:
+            self.linear_selectors[space.logits_key] = make_mlp(
+                self.d_instance,
                 p.d_linear_message_selector,
-                flat(space),
+                self.size[0] * self.size[1] * space.size,
                 p.num_linear_message_selector_layers,
                 p.activation_function,
             )
-
-        self.linear_selectors = nn.ModuleDict({space.logits_key: make(space) for space in spaces[1:]})
-        self.chooses_messages = getattr(self.selector, "has_choice", True) or len(spaces) > 1
+        self.chooses_messages = getattr(self.selector, "has_choice", True) or len(context.spaces) > 1
         self.decider = None
         if context.is_decider:
-            self.decider = Judge(context, d, p.d_decider, p.num_decider_layers, 3, p.include_round_in_decider)
+            size = (p.d_decider, p.num_decider_layers, 3)
+            self.decider = InstanceNetwork(context, self.d_instance, *size, p.include_round_in_decider)
         initialise(self, p)
 
     def forward(self, inputs):
         instance = self.instance(inputs)
-        logits = {
-            "main_message_logits": self.selector(
-                inputs["candidate_repr"], instance, inputs["message"].flatten(3)
-            )
-        }
-        logits |= {key: mlp(instance).unflatten(-1, self.size) for key, mlp in self.linear_selectors.items()}
-        decision = (
-            self.decider(instance, inputs["round"]) if self.decider else instance.new_zeros(len(instance), 3)
-        )
-        return logits | {"decision_logits": decision}
+        latest = inputs["message"].flatten(3)
+        logits = {"main_message_logits": self.selector(inputs["candidate_repr"], instance, latest)}
+        for key, selector in self.linear_selectors.items():
+            logits[key] = selector(instance).unflatten(-1, self.size)
+        if self.decider:
+            logits["decision_logits"] = self.decider(instance, inputs["round"])
+        else:
+            logits["decision_logits"] = instance.new_zeros(len(instance), 3)
+        return logits
 
 
-class ValueHead(WithExtras):
+class ValueHead(InstanceHead):
     "Expected return `[B]`"
 
     in_keys = ("instance_repr", "round")
@@ -311,8 +312,9 @@ class ValueHead(WithExtras):
     def __init__(self, context: PartContext, num_parts: int):
         super().__init__(context, num_parts)
         p = context.params
-        judge = Judge(context, self.d_instance, p.d_value, p.num_value_layers, 1, p.include_round_in_value)
-        self.judge = initialise(judge, p)
+        size = (p.d_value, p.num_value_layers, 1)
+        network = InstanceNetwork(context, self.d_instance, *size, p.include_round_in_value)
+        self.judge = initialise(network, p)  # Saved weights have this name
 
     def forward(self, inputs):
         return {"value": self.judge(self.instance(inputs), inputs["round"]).squeeze(-1)}
@@ -327,8 +329,9 @@ class SoloHead(AgentPart):
     def __init__(self, context: PartContext, num_parts: int):
         super().__init__(context)
         p = context.params
-        d = num_parts * context.hyper_params.d_representation
-        self.judge = initialise(Judge(context, d, p.d_decider, p.num_decider_layers, 2, False), p)
+        d_instance = num_parts * context.hyper_params.d_representation
+        network = InstanceNetwork(context, d_instance, p.d_decider, p.num_decider_layers, 2, False)
+        self.judge = initialise(network, p)  # Saved weights have this name
 
     def forward(self, inputs):
         return {"label_logits": self.judge(inputs["instance_repr"].flatten(1), inputs["round"])}

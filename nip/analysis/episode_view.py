@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from html import escape
 from itertools import islice
 from ..agents.checkpoints import without_checkpoints
-from ..agents.combined import may_decide
+from ..agents.combined import decision_mask
 from ..core.display import boxed, dot, html_table, picture, speaker_colours
 from ..episodes.rollouts import VERDICTS
 from ..parameters.hyper_params import HyperParameters, scenarios
@@ -99,7 +99,7 @@ class Game:
         "What those who may decide did in a round, and how likely it was; of `agent` only what it did itself"
         frame = self.frames[round : round + 1]
         found = {}
-        for i in may_decide(frame, self.protocol.is_decider)[0].nonzero().flatten().tolist():
+        for i in decision_mask(frame, self.protocol.is_decider)[0].nonzero().flatten().tolist():
             name = self.protocol.agent_names[i]
             chosen = int(frame["agents", "decision"][0, i])
             p = frame["agents", "decision_logits"][0, i].softmax(-1).tolist()

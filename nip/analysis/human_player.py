@@ -9,7 +9,7 @@ import torch
 from collections.abc import Mapping
 from fastcore.basics import patch
 from itertools import count
-from ..agents.combined import may_decide
+from ..agents.combined import decision_mask
 from .episode_view import Game
 from .human_text_player import TextSitting, check_seat
 from ..core.display import boxed
@@ -82,7 +82,7 @@ class Sitting:
     @property
     def decides(self) -> bool:
         "Whether a decision of the person's counts now"
-        return not self.over and bool(may_decide(self.state, self.protocol.is_decider)[0, self.me])
+        return not self.over and bool(decision_mask(self.state, self.protocol.is_decider)[0, self.me])
 
     def choices(self, space: MessageSpace, channel: str, position: int = 0) -> list[int]:
         "The candidates that may be named"

@@ -9,8 +9,8 @@ import torch
 from collections.abc import Mapping
 from ..agents.checkpoints import without_checkpoints
 from ..agents.combined import CombinedWhole
-from ..agents.prompts import Said
-from ..agents.text_agent import Asked, TextAgent
+from ..agents.prompts import ParsedReply
+from ..agents.text_agent import Prompt, TextAgent
 from .transcripts import Rules, TextGame
 from ..core.display import boxed, prose
 from ..core.files import JsonLines
@@ -56,9 +56,9 @@ class Person(TextAgent):
         def connect(name, keyboard=Keyboard("person")):
             return keyboard
 
-        super().__init__(agent.context, agent.speaker, agent.instance_keys, connect)
+        super().__init__(agent.context, agent.prompt_writer, agent.instance_keys, connect)
 
-    def request(self, asked: Asked, attempt: int) -> ChatRequest:
+    def request(self, asked: Prompt, attempt: int) -> ChatRequest:
         return ChatRequest(tuple(asked.messages))
 
 # %% ../../nbs/92_analysis/07_human_text_player.ipynb #c008
@@ -127,12 +127,12 @@ class TextSitting:
         self.state = after.exclude(("agents", "reward"))
 
     @property
-    def asked(self) -> Asked | None:
+    def asked(self) -> Prompt | None:
         "What the person is told now, and how a reply is read; None where it is not the person's turn"
         if not self.my_turn:
             return None
         self.state["draw"] = torch.tensor([self.deal.draw])
-        (asked,) = self.person.asked(self.combined.seen_by(self.seat, self.state, torch.tensor([0])))
+        (asked,) = self.person.prompts(self.combined.seen_by(self.seat, self.state, torch.tensor([0])))
         return asked
 
     @property
@@ -157,12 +157,12 @@ class TextSitting:
                 raise ValueError(
                     "a verdict ends the game, and nobody hears what is said with it: leave the messages empty"
                 )
-            return form.write(form.said(verdict))
+            return form.write(form.verdict(verdict))
         meant = {c: text.strip() for c, text in said.items()}
         if set(meant) != set(self.speaks) or not all(meant.values()):
             raise ValueError(f"a message is due in each of {', '.join(self.speaks)}")
-        typed = form.write(Said({c: meant[c] for c in self.speaks}))
-        if form.read(typed) != Said(meant):
+        typed = form.write(ParsedReply({c: meant[c] for c in self.speaks}))
+        if form.read(typed) != ParsedReply(meant):
             headers = ", ".join(repr(h) for _, h in form.headers if h)
             raise ValueError(
                 f"a message cannot have what has a meaning of its own in a reply: 'Decision:', or {headers or 'a header'}"

@@ -9,7 +9,7 @@ import torch
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ..agents.checkpoints import without_checkpoints
-from ..agents.parts import below
+from ..agents.parts import substate
 from ..core.seeds import generator
 from ..data.dataset import Dataset
 from ..episodes.environment import MAX_EPISODE_SEED
@@ -86,7 +86,7 @@ def restore(trainer, weights: dict[str, Tensor], agents: Iterable[str]) -> None:
     "Give `agents` their `weights`"
     for a in agents:
         for name, part in trainer.instance.agents[a].parts.items():
-            if own := below(weights, f"{a}.{name}"):
+            if own := substate(weights, f"{a}.{name}"):
                 part.load_state_dict(own)
 
 # %% ../../nbs/92_analysis/02_playback.ipynb #c010

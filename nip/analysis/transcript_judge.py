@@ -9,7 +9,7 @@ import random
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ..agents.prompts import facts, human_names, render
+from ..agents.prompts import template_variables, human_names, render
 from .transcripts import Rules, TextGame, Transcripts, order, said_of
 from ..core.display import figure_for, html_table
 from ..core.files import JsonLines
@@ -157,7 +157,7 @@ def queries(analyser: RolloutAnalyser, games: Iterable[TextGame]) -> Iterator[Qu
         instance = render(rules.scenario.templates["instance"], **game.record["instance"])
         for agent in agents_about(analyser, rules):
             params = rules.scenario.hyper_params.agents[agent]
-            question = render(analyser.question, **facts(rules.protocol, agent, params, stance))
+            question = render(analyser.question, **template_variables(rules.protocol, agent, params, stance))
             for channel in places_of(analyser, game, agent):
                 said = channel_text(game, channel) if channel else replies_text(game, agent)
                 text = render(ASKED, instance=instance, said=said, question=question)

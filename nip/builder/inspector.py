@@ -14,7 +14,7 @@ from html import escape
 from ..agents.checkpoints import completed
 from ..agents.combined import CombinedAgentPart
 from ..agents.parts import Agent
-from ..agents.prompts import Speaker
+from ..agents.prompts import PromptWriter
 from ..agents.text_agent import TextAgent
 from .form import Fold, problem
 from nip.builder.views import (
@@ -57,7 +57,7 @@ def messages_html(messages: list[dict[str, str]]) -> str:
 class PromptPanel:
     "What an agent would be sent, in each of its rounds and for any instance"
 
-    def __init__(self, speaker: Speaker, scenario: TextScenario, dataset: Dataset):
+    def __init__(self, speaker: PromptWriter, scenario: TextScenario, dataset: Dataset):
         self.speaker = speaker
         self.scenario = scenario
         self.dataset = dataset
@@ -216,7 +216,7 @@ def _(agent: TextAgent, inspector) -> list[W.Widget]:
     def show() -> None:
         i = inspector.instance
         prompts.children = [
-            PromptPanel(agent.speaker, i.scenario, i.train_dataset).root
+            PromptPanel(agent.prompt_writer, i.scenario, i.train_dataset).root
             if i
             else told("<p>Prompts are there once everything is built.</p>")
         ]

@@ -14,7 +14,8 @@ import io
 import json
 import re
 import tokenize
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from filelock import FileLock
 from ..core.files import JsonLines
@@ -50,6 +51,10 @@ target = getattr(Solution(), NAME) if "Solution" in globals() else globals()[NAM
 """
 
 
+def _joined(lines: str | list) -> str:
+    return lines if isinstance(lines, str) else "\n".join(map(str, lines))
+
+
 def apps_tests(
     input_output: str,  # JSON, of `inputs`, `outputs` and, if a function is asked for, `fn_name`
     at_most: int = 50,  # Tests
@@ -60,19 +65,16 @@ def apps_tests(
     if not pairs:
         raise ValueError("no inputs and outputs")
     if name := given.get("fn_name"):
-        asserts = [f"assert same(target(*{asked!r}), {wanted!r})" for asked, wanted in pairs]
+        asserts = [f"assert same(target(*{arguments!r}), {value!r})" for arguments, value in pairs]
         return FUNCTION_TESTS.replace("NAME", repr(name)) + "\n".join(asserts), False
-
-    def text(lines):
-        return lines if isinstance(lines, str) else "\n".join(map(str, lines))
-
-    asserts = [f"assert words(run({text(asked)!r})) == words({text(wanted)!r})" for asked, wanted in pairs]
+    texts = [(_joined(stdin), _joined(stdout)) for stdin, stdout in pairs]
+    asserts = [f"assert words(run({stdin!r})) == words({stdout!r})" for stdin, stdout in texts]
     return SCRIPT_TESTS + "\n".join(asserts), True
 
 # %% ../../nbs/50_data/04_bug_injection.ipynb #c007
 def apps_problems(rows: Iterable[Mapping]) -> list[Problem]:
     "Problems of rows as APPS has them, with their first solutions; rows without a test or a solution are left out"
-    found = []
+    problems = []
     for number, row in enumerate(rows):
         solutions = listed_solutions(row.get("solutions"))
         try:
@@ -81,38 +83,35 @@ def apps_problems(rows: Iterable[Mapping]) -> list[Problem]:
             continue
         if solutions:
             name = str(row.get("problem_id", number))
+            solution = solutions[0]["solution"]
             difficulty = row.get("difficulty") or ""
-            found.append(
-                Problem(name, row["question"], solutions[0]["solution"], tests, "", script, difficulty)
-            )
-    return found
+            problems.append(Problem(name, row["question"], solution, tests, "", script, difficulty))
+    return problems
 
 # %% ../../nbs/50_data/04_bug_injection.ipynb #c009
 def testable_problems(dataset: str, split: str = "train") -> list[Problem]:
-    "The problems of a set of programs that have tests"
+    "The problems of a set of programs that have tests; raises `ParameterError` where there are none"
     if dataset == "human_eval":
         return human_eval_problems()
     rows = source_rows(dataset, CodeValidationParameters())
     if split not in rows:
         raise ParameterError("split", split, f"is no split of {dataset!r}", list(rows))
-    if not (found := apps_problems(rows[split])):
-        raise ParameterError(
-            "dataset", dataset, "has no tests: its rows need input_output", ["human_eval", "codeparrot/apps"]
-        )
-    return found
+    problems = apps_problems(rows[split])
+    if not problems:
+        why = "has no tests: its rows need input_output"
+        raise ParameterError("dataset", dataset, why, ["human_eval", "codeparrot/apps"])
+    return problems
 
 # %% ../../nbs/50_data/04_bug_injection.ipynb #c013
 @dataclass
 class BugInjectionParameters(Parameters):
-    "How mistakes are asked for"
+    "How a language model is asked for mistakes"
 
-    difficulties: tuple[str, ...] = param(
-        APPS_DIFFICULTIES, choices=APPS_DIFFICULTIES
-    )  # Of the problems, where they are known
-    num_problems: int = param(10_000, ge=1)  # At most so many, of each difficulty
-    fraction_to_modify: float = param(
-        1.0, ge=0, le=1
-    )  # Share of the problems for which a wrong program is made
+    # Difficulties of the problems, where they are known
+    difficulties: tuple[str, ...] = param(APPS_DIFFICULTIES, choices=APPS_DIFFICULTIES)
+    num_problems: int = param(10_000, ge=1)  # Limit of the number of problems of each difficulty
+    # Share of the problems for which a wrong program is made
+    fraction_to_modify: float = param(1.0, ge=0, le=1)
     max_modifications: int = param(1, ge=1)  # Wrong programs for each
     max_attempts: int = param(10, ge=1)  # Requests for each wrong program
     max_failed: int = param(10, ge=1)  # Tests that a wrong program may fail
@@ -151,13 +150,13 @@ def bug_request(problem: Problem, params: BugInjectionParameters, attempt: int) 
 FENCED = re.compile(r"^```[^\n`]*\n(.*?)^```", re.M | re.S)
 
 
-def _comments(source: str) -> list[str]:
+def _comments(source: str) -> set[str]:
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return [token.string for token in tokens if token.type == tokenize.COMMENT]
+    return {token.string for token in tokens if token.type == tokenize.COMMENT}
 
 
 def read_reply(
-    text: str,  # What a model said
+    text: str,  # The reply of a model
     original: str,  # The program that it was to change
 ) -> tuple[str | None, str]:  # The program, or None and why there is none
     "The changed program in a reply"
@@ -166,30 +165,30 @@ def read_reply(
         return None, "no program"
     source = blocks[-1].rstrip() + "\n"
     try:
-        changed = ast.dump(ast.parse(source)) != ast.dump(ast.parse(original))
+        is_changed = ast.dump(ast.parse(source)) != ast.dump(ast.parse(original))
         compile(source, "reply", "exec")
-        added = set(_comments(source)) - set(_comments(original))
+        is_commented = bool(_comments(source) - _comments(original))
     except (SyntaxError, ValueError, tokenize.TokenError, RecursionError, MemoryError):
         return None, "does not compile"
-    return (None, "has new comments") if added else (source, "") if changed else (None, "is the same program")
+    if is_commented:
+        return None, "has new comments"
+    return (source, "") if is_changed else (None, "is the same program")
 
 # %% ../../nbs/50_data/04_bug_injection.ipynb #c018
 def judge(outcome: Outcome, asserts: int, params: BugInjectionParameters) -> str:
-    "What is wrong with a wrong program; nothing (an empty text) where it is as wanted"
+    "Why a wrong program is refused; an empty text where it is not"
     if outcome.status == "passed":
         return "passes all tests"
-    if (
-        outcome.status != "failed"
-        or {"time", "memory"} & set(outcome.kinds)
-        or outcome.passed + outcome.failed != asserts
-    ):
-        return outcome.status if outcome.status != "failed" else "does not come to the end of the tests"
-    few = outcome.failed <= min(params.max_failed, params.max_failed_share * asserts)
-    return "" if few else "fails too many tests"
+    if outcome.status != "failed":
+        return outcome.status
+    if {"time", "memory"} & set(outcome.kinds) or outcome.passed + outcome.failed != asserts:
+        return "does not come to the end of the tests"
+    limit = min(params.max_failed, params.max_failed_share * asserts)
+    return "fails too many tests" if outcome.failed > limit else ""
 
 # %% ../../nbs/50_data/04_bug_injection.ipynb #c019
 def edit_distance(a: str, b: str) -> int:
-    "Characters that are put in, taken out or replaced between two texts, as `difflib` aligns them"
+    "Characters that are inserted, deleted or replaced between two texts, as `difflib` aligns them"
     blocks = difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
     return sum(max(i2 - i1, j2 - j1) for tag, i1, i2, j1, j2 in blocks if tag != "equal")
 
@@ -200,47 +199,50 @@ class _Case:
     def __init__(self, problem: Problem, asserts: int):
         self.problem = problem
         self.asserts = asserts
-        self.attempts = 0
-        self.total = 0
-        self.made = []
-        self.reasons = {}
+        self.attempts = 0  # Since the last wrong program
+        self.total = 0  # Attempts
+        self.made = []  # Wrong programs
+        self.reasons = Counter()  # Why others were refused
 
     def open(self, params: BugInjectionParameters) -> bool:
         return len(self.made) < params.max_modifications and self.attempts < params.max_attempts
 
-    def refuse(self, why: str):
-        self.reasons[why] = self.reasons.get(why, 0) + 1
-
     def accept(self, source: str, outcome: Outcome, kind: str):
+        if source in [made["solution"] for made in self.made]:
+            return
         counts = {"passed": outcome.passed, "failed": outcome.failed, "errors": outcome.kinds.get("error", 0)}
         distance = edit_distance(self.problem.solution, source)
-        made = {"solution": source, "kind": kind, **counts, "attempts": self.attempts, "distance": distance}
-        if source not in [m["solution"] for m in self.made]:
-            self.made.append(made)
-            self.attempts = 0
+        self.made.append(
+            {"solution": source, "kind": kind, **counts, "attempts": self.attempts, "distance": distance}
+        )
+        self.attempts = 0
 
 # %% ../../nbs/50_data/04_bug_injection.ipynb #c024
 def _row(problem: Problem, asserts: int | None, made: list[dict]) -> dict:
-    right = {"solution": problem.solution} | ({} if asserts is None else {"passed": asserts, "failed": 0})
+    right = {"solution": problem.solution}
+    if asserts is not None:
+        right |= {"passed": asserts, "failed": 0}
     return {"problem_id": problem.name, "question": problem.question, "difficulty": problem.difficulty, "flags": [],
             "solutions": [right], "buggy_solutions": made}  # fmt: skip
 
 
 def _attempt(cases: list[_Case], model: ChatModel, params: BugInjectionParameters, how: dict):
-    "Ask once about every case, and run what comes back"
+    "Ask once about every case, and run the programs in the replies"
     for case in cases:
-        case.attempts = case.attempts + 1
-        case.total = case.total + 1
+        case.attempts += 1
+        case.total += 1
     replies = model.answer_all([bug_request(case.problem, params, case.total) for case in cases])
-    read = [(case, *read_reply(reply.text, case.problem.solution)) for case, reply in zip(cases, replies)]
-    for case, source, why in read:
+    readable = []
+    for case, reply in zip(cases, replies):
+        source, why = read_reply(reply.text, case.problem.solution)
         if source is None:
-            case.refuse(why)
-    read = [(case, source) for case, source, _ in read if source is not None]
-    outcomes = run_programs([case.problem.program(source) for case, source in read], **how)
-    for (case, source), outcome in zip(read, outcomes):
+            case.reasons[why] += 1
+        else:
+            readable.append((case, source))
+    outcomes = run_programs([case.problem.program(source) for case, source in readable], **how)
+    for (case, source), outcome in zip(readable, outcomes):
         if why := judge(outcome, case.asserts, params):
-            case.refuse(why)
+            case.reasons[why] += 1
         else:
             case.accept(source, outcome, f"by {model.name}")
 
@@ -248,19 +250,17 @@ def _attempt(cases: list[_Case], model: ChatModel, params: BugInjectionParameter
 def choose_problems(
     problems: Sequence[Problem], params: BugInjectionParameters
 ) -> list[tuple[Problem, bool]]:
-    "Those that are asked for, and whether each is to have wrong programs"
-
-    def chance(problem):
-        return derive_seed(params.seed, "choice", problem.name)
-
-    found = []
+    "The problems that are asked for, and whether each is to have wrong programs"
+    chosen = []
     for difficulty in dict.fromkeys(problem.difficulty for problem in problems):
         if difficulty in ("", *params.difficulties):
-            some = sorted((p for p in problems if p.difficulty == difficulty), key=chance)[
+            some = [p for p in problems if p.difficulty == difficulty]
+            some = sorted(some, key=lambda p: derive_seed(params.seed, "choice", p.name))[
                 : params.num_problems
             ]
-            found += [(p, i < round(params.fraction_to_modify * len(some))) for i, p in enumerate(some)]
-    return found
+            num_changed = round(params.fraction_to_modify * len(some))
+            chosen += [(problem, i < num_changed) for i, problem in enumerate(some)]
+    return chosen
 
 # %% ../../nbs/50_data/04_bug_injection.ipynb #c027
 def inject_bugs(
@@ -301,8 +301,10 @@ def inject_bugs(
     return made.path
 
 # %% ../../nbs/50_data/04_bug_injection.ipynb #c028
-def _fates(batch: list[tuple[Problem, bool]], model: ChatModel, params: BugInjectionParameters, how: dict):
-    "What becomes of each problem, as soon as it is known"
+def _fates(
+    batch: list[tuple[Problem, bool]], model: ChatModel, params: BugInjectionParameters, how: dict
+) -> Iterator[dict]:
+    "The row of each problem, or why there is none, as soon as it is known"
     cases = []
     yield from (_row(problem, None, []) for problem, change in batch if not change)
     changed = [problem for problem, change in batch if change]
@@ -310,14 +312,14 @@ def _fates(batch: list[tuple[Problem, bool]], model: ChatModel, params: BugInjec
         if outcome.status == "passed":
             cases.append(_Case(problem, outcome.passed))
         else:
-            yield {
-                "problem_id": problem.name,
-                "why": f"the solution {outcome.status}: {outcome.detail}",
-                "attempts": 0,
-            }
+            why = f"the solution {outcome.status}: {outcome.detail}"
+            yield {"problem_id": problem.name, "why": why, "attempts": 0}
     while cases:
         _attempt(cases, model, params, how)
         for case in [case for case in cases if not case.open(params)]:
             cases.remove(case)
-            fate = {"problem_id": case.problem.name, "why": case.reasons, "attempts": case.total}
-            yield _row(case.problem, case.asserts, case.made) if case.made else fate
+            if case.made:
+                yield _row(case.problem, case.asserts, case.made)
+            else:
+                why = dict(case.reasons)
+                yield {"problem_id": case.problem.name, "why": why, "attempts": case.total}

@@ -23,8 +23,8 @@ from tqdm import tqdm
 # %% auto #0
 __all__ = ['MAX_POOL', 'PATIENCE', 'KINDS', 'wl_colours', 'multiset_hashes', 'wl_scores', 'GraphRecipe', 'random_graphs',
            'wl_hashes', 'neighbours', 'make_graph_pairs', 'lone_verifier_ceiling', 'scripted_acceptance',
-           'scripted_accuracy', 'own_names', 'recipes', 'check_split', 'graph_hashes', 'load_graph_pairs',
-           'make_dataset', 'read_data_pt', 'write_data_pt', 'import_data_pt', 'draw_pair']
+           'scripted_accuracy', 'own_names', 'recipes', 'graph_hashes', 'load_graph_pairs', 'make_dataset',
+           'read_data_pt', 'write_data_pt', 'import_data_pt', 'draw_pair']
 
 # %% ../../nbs/50_data/05_graphs.ipynb #c006
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -73,33 +73,28 @@ class GraphRecipe(Parameters):
 
     num_pairs: int = param(1000, ge=2)  # Pairs in all
     sizes: tuple[int, ...] = param((7, 8, 9, 10, 11), ge=2)  # Numbers of nodes, equally likely at first
-    edge_probabilities: tuple[float, ...] = param(
-        (0.2, 0.4, 0.6, 0.8), gt=0, lt=1
-    )  # Probabilities of an edge, likewise
+    # Probabilities of an edge, likewise
+    edge_probabilities: tuple[float, ...] = param((0.2, 0.4, 0.6, 0.8), gt=0, lt=1)
     prop_non_isomorphic: float = param(0.5, ge=0, le=1)  # Share of pairs that are not isomorphic
     prop_score_1: float = param(0.08, ge=0, le=1)  # Share of those with score 1
     prop_score_2: float = param(0.2, ge=0, le=1)  # Share of those with score 2
-    prop_score_4: float = param(
-        0.013, ge=0, le=1
-    )  # Share of those with score 4 or higher; the rest has score 3
-    iso_from_non_iso: float = param(
-        0.5, ge=0, le=1
-    )  # Share of isomorphic pairs made of graphs as in the others
+    # Share of those with score 4 or higher; the rest has score 3
+    prop_score_4: float = param(0.013, ge=0, le=1)
+    # Share of isomorphic pairs made of graphs as in the others
+    iso_from_non_iso: float = param(0.5, ge=0, le=1)
     unique: bool = False  # No graph occurs in two pairs (as far as refinement can tell)
     max_wl_rounds: int = param(5, ge=4)  # Different graphs are told apart by so many rounds
 
     def check(self):
         if self.prop_score_1 + self.prop_score_2 + self.prop_score_4 > 1:
-            raise ParameterError(
-                "prop_score_1", self.prop_score_1, "must leave the shares of scores at most 1 in sum"
-            )
+            why = "must leave the shares of scores at most 1 in sum"
+            raise ParameterError("prop_score_1", self.prop_score_1, why)
 
     def quotas(self, num_different: int) -> dict[int, int]:
         "Pairs by score, of `num_different` that are not isomorphic; 4 stands for 4 and higher"
-        one, two, four = (
-            round(num_different * p) for p in (self.prop_score_1, self.prop_score_2, self.prop_score_4)
-        )
-        return {1: one, 2: two, 3: num_different - one - two - four, 4: four}
+        shares = {1: self.prop_score_1, 2: self.prop_score_2, 4: self.prop_score_4}
+        quotas = {score: round(num_different * share) for score, share in shares.items()}
+        return quotas | {3: num_different - sum(quotas.values())}
 
 # %% ../../nbs/50_data/05_graphs.ipynb #c015
 def random_graphs(
@@ -125,13 +120,11 @@ def neighbours(keys: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/50_data/05_graphs.ipynb #c018
 MAX_POOL = 2**16
-
-
-PATIENCE = 4  # Largest pools in a row without a find, before a size and density is given up
+PATIENCE = 4  # Largest pools in a row without a pair, before a size and density is given up
 
 
 class _Drawer:
-    "Draws pairs as a recipe wants them"
+    "Draws pairs as a recipe asks for them"
 
     def __init__(self, recipe: GraphRecipe, rng: np.random.Generator, taken: np.ndarray, bar):
         self.recipe = recipe
@@ -143,50 +136,59 @@ class _Drawer:
     def pool(self, num_graphs: int, size: int, edge_probability: float, score: int):
         "Random graphs and their hashes as far as `score` needs them; if the recipe says `unique`, only new ones"
         graphs = random_graphs(num_graphs, size, edge_probability, self.rng)
-        unique = self.recipe.unique
-        hashes = wl_hashes(graphs, self.recipe.max_wl_rounds if unique or score == 4 else score)
-        new = np.unique(hashes[-1], return_index=True)[1] if unique else slice(None)
-        new = np.sort(new[~np.isin(hashes[-1][new], self.taken)]) if unique else new
+        if not self.recipe.unique:
+            return graphs, wl_hashes(graphs, self.recipe.max_wl_rounds if score == 4 else score)
+        hashes = wl_hashes(graphs, self.recipe.max_wl_rounds)
+        first = np.unique(hashes[-1], return_index=True)[1]
+        new = np.sort(first[~np.isin(hashes[-1][first], self.taken)])
         return graphs[new], hashes[:, new]
+
+    def candidates(self, hashes: np.ndarray, score: int) -> np.ndarray:
+        "All disjoint pairs `[pair 2]` of a score in a pool, in random order; 0: each graph with itself"
+        if score == 0:
+            return self.rng.permutation(np.arange(hashes.shape[1]).repeat(2).reshape(-1, 2))
+        pairs = neighbours(hashes[score - 1])
+        after = hashes[score if score < 4 else -1][pairs]
+        return self.rng.permutation(pairs[after[:, 0] != after[:, 1]])
 
     def find(self, score: int, count: int, size: int, edge_probability: float) -> np.ndarray:
         "Up to `count` pairs `[pair 2 node node]` with a score; 0: of one graph with itself"
         found = [np.zeros((0, 2, size, size), bool)]
         num_graphs = 4 * count + 64
         failures = 0
-        kind = score, size, edge_probability
+        kind = (score, size, edge_probability)
         while count and kind not in self.given_up:
             graphs, hashes = self.pool(num_graphs, size, edge_probability, score)
-            pairs = (
-                neighbours(hashes[score - 1]) if score else np.arange(len(graphs)).repeat(2).reshape(-1, 2)
-            )
-            differ = hashes[score if score < 4 else -1][pairs]
-            pairs = self.rng.permutation(pairs[(differ[:, 0] != differ[:, 1]) | (score == 0)])[:count]
-            self.taken = np.union1d(self.taken, hashes[-1][pairs]) if self.recipe.unique else self.taken
+            pairs = self.candidates(hashes, score)[:count]
+            if self.recipe.unique:
+                self.taken = np.union1d(self.taken, hashes[-1][pairs])
             failures = 0 if len(pairs) else failures + (num_graphs == MAX_POOL)
-            self.given_up |= {kind} if failures == PATIENCE else set()
+            if failures == PATIENCE:
+                self.given_up.add(kind)
             num_graphs = min(2 * num_graphs, MAX_POOL)
-            count = count - len(pairs)
+            count -= len(pairs)
             found.append(graphs[pairs] | np.eye(size, dtype=bool))
             self.bar.update(len(pairs))
         return np.concatenate(found)
 
     def draw(self, score: int, count: int) -> np.ndarray:
-        "Pairs `[pair 2 node node]` of all sizes and densities"
+        "Pairs `[pair 2 node node]` of all sizes and densities; raises `ValueError` where there are not enough"
         kinds = list(product(self.recipe.sizes, self.recipe.edge_probabilities))
         n = max(self.recipe.sizes)
-        drawn = []
+        drawn = [np.zeros((0, 2, n, n), bool)]
         missing = count
         while missing and kinds:
-            share = missing // len(kinds) + (self.rng.permutation(len(kinds)) < missing % len(kinds))
-            found = [self.find(score, k, *kind) for kind, k in zip(kinds, share)]
-            kinds = [kind for kind, k, pairs in zip(kinds, share, found) if len(pairs) == k]
-            drawn += [np.pad(p, [(0, 0), (0, 0), (0, n - p.shape[-1]), (0, n - p.shape[-1])]) for p in found]
-            missing -= sum(map(len, found))
+            shares = missing // len(kinds) + (self.rng.permutation(len(kinds)) < missing % len(kinds))
+            found = [self.find(score, share, *kind) for kind, share in zip(kinds, shares)]
+            kinds = [kind for kind, share, pairs in zip(kinds, shares, found) if len(pairs) == share]
+            for pairs in found:
+                padding = (0, n - pairs.shape[-1])
+                drawn.append(np.pad(pairs, [(0, 0), (0, 0), padding, padding]))
+                missing -= len(pairs)
         if missing:
             what = f"of score {score}{' and higher' * (score == 4)}" if score else "of one graph"
             raise ValueError(f"only {count - missing} of {count} pairs {what} could be found for this recipe")
-        return np.concatenate(drawn) if drawn else np.zeros((0, 2, n, n), bool)
+        return np.concatenate(drawn)
 
     def different(self, count: int) -> np.ndarray:
         "Pairs of graphs that are not isomorphic, hard ones first, while there are most graphs to choose from"
@@ -199,10 +201,11 @@ def make_graph_pairs(
     seed: int = 0,  # The same seed gives the same bits
     taken: np.ndarray | None = None,  # Hashes of graphs that may not occur, if the recipe says `unique`
     progress=tqdm,  # Makes the progress bar
-) -> (
-    TensorDict
-):  # `adjacency [pair 2 node node]`, `node_mask [pair 2 node]`, `wl_score [pair]`, `y [pair 1]`, `id [pair]`
-    "Pairs of graphs, in random order"
+) -> TensorDict:
+    """Pairs of graphs, in random order; raises `ValueError` where there are not enough.
+
+    `adjacency [pair 2 node node]`, `node_mask [pair 2 node]`, `wl_score [pair]`, `y [pair 1]` (1: isomorphic), `id [pair]`.
+    """
     rng = np.random.default_rng(seed)
     num_different = round(recipe.num_pairs * recipe.prop_non_isomorphic)
     num_same = recipe.num_pairs - num_different
@@ -244,10 +247,10 @@ def lone_verifier_ceiling(
 ) -> float:
     "The best accuracy that a verifier of so many rounds can have by comparing the two graphs"
     score = td["wl_score"]
-    told = ((score > 0) & (score <= rounds)).sum()
+    visible = ((score > 0) & (score <= rounds)).sum()
     same = (score == -1).sum()
     hidden = (score > rounds).sum()
-    return (told + torch.maximum(same, hidden)).item() / len(score)
+    return (visible + torch.maximum(same, hidden)).item() / len(score)
 
 # %% ../../nbs/50_data/05_graphs.ipynb #c032
 def scripted_acceptance(
@@ -260,20 +263,20 @@ def scripted_acceptance(
     "Which pairs are accepted by a verifier that asks about random nodes and accepts unless it sees a difference"
     rng = np.random.default_rng(seed)
     pair = np.arange(len(td))
-    # [pair 2 node]
-    adjacency = td["adjacency"].numpy()
-    marked = td["node_mask"].numpy().astype(np.uint64)
+    adjacency = td["adjacency"].numpy()  # [pair 2 node node]
+    marks = td["node_mask"].numpy().astype(np.uint64)  # [pair 2 node]
 
     def colours(k):
-        return np.stack([wl_colours(adjacency[:, i], marked[:, i], k) for i in (0, 1)], 2)
+        return np.stack([wl_colours(adjacency[:, i], marks[:, i], k) for i in (0, 1)], 2)
 
     for mark in range(2, 2 + exchanges):
         side = rng.integers(2, size=len(td))
-        question = np.where(marked[pair, side], rng.random((len(td), marked.shape[-1])), -1).argmax(-1)
+        question = np.where(marks[pair, side], rng.random((len(td), marks.shape[-1])), -1).argmax(-1)
         seen = colours(prover_rounds)  # [round pair 2 node]
         alike = (seen[:, pair, 1 - side] == seen[:, pair, side, question][..., None]).cumprod(0).sum(0)
-        answer = np.where(marked[pair, 1 - side], alike, -1).argmax(-1)
-        marked[pair, side, question] = marked[pair, 1 - side, answer] = mark
+        answer = np.where(marks[pair, 1 - side], alike, -1).argmax(-1)
+        marks[pair, side, question] = mark
+        marks[pair, 1 - side, answer] = mark
     hashes = multiset_hashes(colours(rounds))[-1]  # [pair 2]
     return hashes[:, 0] == hashes[:, 1]
 
@@ -281,16 +284,14 @@ def scripted_acceptance(
 def scripted_accuracy(
     td: TensorDict,  # Pairs of graphs
     rounds: int,  # Rounds of refinement that the verifier has
-    exchanges: int
-    | list[
-        int
-    ],  # Questions that it asks; or those that it asks each of several provers, who are alone with it
+    # Questions that it asks; or those that it asks each of several provers, in conversations of their own
+    exchanges: int | list[int],
     prover_rounds: int = 5,  # Rounds of refinement that the provers have
     seed: int = 0,  # Of the questions
 ) -> float:
     "Accuracy of such a verifier"
-    talks = [exchanges] if isinstance(exchanges, int) else exchanges
-    accepted = [scripted_acceptance(td, rounds, n, prover_rounds, seed + i) for i, n in enumerate(talks)]
+    exchanges = [exchanges] if isinstance(exchanges, int) else exchanges
+    accepted = [scripted_acceptance(td, rounds, n, prover_rounds, seed + i) for i, n in enumerate(exchanges)]
     return float((np.all(accepted, 0) == td["y"][:, 0].numpy()).mean())
 
 # %% ../../nbs/50_data/05_graphs.ipynb #c035
@@ -306,15 +307,14 @@ def own_names() -> list[str]:
     return sorted(p.parent.name for p in _folder().glob("*/recipe.yaml"))
 
 
-def recipes(name: str) -> dict[str, GraphRecipe]:
-    "The recipe of each split of a data set; raises `ParameterError` for a name that means nothing"
+def recipes(name: str) -> dict[str, GraphRecipe | None]:
+    "The recipe of each split of a data set (None: it was imported); raises `ParameterError` for an unknown name"
     if name == "test":
         return dict.fromkeys(("train", "test"), GraphRecipe(100, sizes=(7, 8)))
-    if (match := re.fullmatch(r"er(u?)([1-9]\d*)", name)) and int(match[2]) > 1:
-        return {
-            "train": GraphRecipe(int(match[2]), unique=bool(match[1])),
-            "test": GraphRecipe(1000, unique=bool(match[1])),
-        }
+    match = re.fullmatch(r"er(u?)([1-9]\d*)", name)
+    if match and int(match[2]) > 1:
+        unique = bool(match[1])
+        return {"train": GraphRecipe(int(match[2]), unique=unique), "test": GraphRecipe(1000, unique=unique)}
     file = _folder() / name / "recipe.yaml"
     if re.fullmatch(r"[\w.-]+", name) and file.exists():
         kept = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -322,28 +322,15 @@ def recipes(name: str) -> dict[str, GraphRecipe]:
     raise ParameterError("dataset", name, "is not a data set of pairs of graphs", [*KINDS, *own_names()])
 
 # %% ../../nbs/50_data/05_graphs.ipynb #c036
-def check_split(choices: dict, split: str):
-    "The choice for a split; raises `ParameterError` where there is none"
-    if split not in choices:
-        raise ParameterError("split", split, "is not a split of this data set", list(choices))
-    return choices[split]
-
-
 def graph_hashes(td: TensorDict, rounds: int) -> np.ndarray:
     "Hashes of all graphs that occur in `td`"
     colours = wl_colours(td["adjacency"].flatten(0, 1).numpy(), td["node_mask"].flatten(0, 1).numpy(), rounds)
     return np.unique(multiset_hashes(colours[-1]))
 
 
-def _not_to_be_made():
-    raise FileNotFoundError(
-        "these data came from files and are no longer in the cache: call import_data_pt again"
-    )
-
-
-def _sizes(td: TensorDict) -> str:
-    sizes = td["node_mask"].sum(-1)
-    return f"{int(sizes.min())} to {int(sizes.max())}"
+def _make_imported():
+    why = "these data came from files and are no longer in the cache: call import_data_pt again"
+    raise FileNotFoundError(why)
 
 # %% ../../nbs/50_data/05_graphs.ipynb #c037
 def load_graph_pairs(
@@ -352,24 +339,28 @@ def load_graph_pairs(
     ignore_cache: bool = False,  # Make it again
     progress=tqdm,  # Makes the progress bar
 ) -> Dataset:
-    "A data set of pairs of graphs, made first where the cache does not have it"
-    recipe = check_split(recipes(name), split)
+    "A data set of pairs of graphs, made first where the cache does not have it; see `make_graph_pairs`"
+    by_split = recipes(name)
+    if split not in by_split:
+        raise ParameterError("split", split, "is not a split of this data set", list(by_split))
+    recipe = by_split[split]
     folder = _folder() / name / split
-    if recipe is None:  # read from elsewhere: there is no making it again
-        td = cached(folder, _not_to_be_made, meta={"imported": name})
+    if recipe is None:
+        td = cached(folder, _make_imported, meta={"imported": name})
     else:
         meta = {"recipe": recipe.to_dict(), "seed": derive_seed(0, "graph pairs", name, split), "version": 2}
 
         def make() -> TensorDict:
             taken = None
             if recipe.unique and split == "train":
-                taken = graph_hashes(
-                    load_graph_pairs(name, "test", progress=progress).td, recipe.max_wl_rounds
-                )
+                test = load_graph_pairs(name, "test", progress=progress)
+                taken = graph_hashes(test.td, recipe.max_wl_rounds)
             return make_graph_pairs(recipe, meta["seed"], taken, progress)
 
         td = cached(folder, make, meta=meta, ignore_cache=ignore_cache)
-    return Dataset(td, f"{len(td)} pairs of graphs of {_sizes(td)} nodes ({name}, {split})")
+    sizes = td["node_mask"].sum(-1)
+    nodes = f"{int(sizes.min())} to {int(sizes.max())} nodes"
+    return Dataset(td, f"{len(td)} pairs of graphs of {nodes} ({name}, {split})")
 
 # %% ../../nbs/50_data/05_graphs.ipynb #c040
 def make_dataset(
@@ -377,15 +368,12 @@ def make_dataset(
     train: GraphRecipe | dict,  # Recipe of the training data
     test: GraphRecipe | dict | None = None,  # Recipe of the test data; None: as the training data, 1000 pairs
 ) -> list[Dataset]:
-    "Make a data set of one's own; from then on its name works"
+    "Make a training and a test data set; from then on their name works. Raises `ParameterError` for a name that is taken"
     if name == "test" or re.fullmatch(r"eru?\d+", name) or not re.fullmatch(r"[\w.-]+", name):
         raise ParameterError("name", name, "is taken, or is not made of letters, digits, '_', '-' and '.'")
-
-    def build(recipe):
-        return recipe if isinstance(recipe, GraphRecipe) else GraphRecipe.from_dict(recipe)
-
-    train = build(train)
-    test = build(test) if test is not None else build({**train.to_dict(), "num_pairs": 1000})
+    train = train if isinstance(train, GraphRecipe) else GraphRecipe.from_dict(train)
+    test = {**train.to_dict(), "num_pairs": 1000} if test is None else test
+    test = test if isinstance(test, GraphRecipe) else GraphRecipe.from_dict(test)
     _keep(name, {"train": train.to_dict(), "test": test.to_dict()})
     return [load_graph_pairs(name, split) for split in ("train", "test")]
 
@@ -404,22 +392,22 @@ def read_data_pt(path: str | Path) -> TensorDict:
     num_pairs = len(sizes)
     adjacency = torch.zeros(num_pairs, 2, n, n, dtype=torch.uint8)
     for side, letter in enumerate("ab"):
-        edges = data[f"edge_index_{letter}"].long()
+        start, end = data[f"edge_index_{letter}"].long()
         slices = data[f"slices_{letter}"].long()
         pair = torch.repeat_interleave(torch.arange(num_pairs), slices.diff())
-        adjacency[pair, side, edges[0], edges[1]] = adjacency[pair, side, edges[1], edges[0]] = 1
+        adjacency[pair, side, start, end] = 1
+        adjacency[pair, side, end, start] = 1
     return _labelled(adjacency, torch.arange(n) < sizes.unsqueeze(-1), data["wl_scores"])
 
 # %% ../../nbs/50_data/05_graphs.ipynb #c044
 def write_data_pt(td: TensorDict, path: str | Path) -> None:
     "Pairs of graphs to a `data.pt` file"
     data = {"wl_scores": td["wl_score"].long()}
+    start = torch.zeros(1, dtype=torch.int64)
     for side, letter in enumerate("ab"):
         pair, *edge = td["adjacency"][:, side].nonzero(as_tuple=True)
         data[f"edge_index_{letter}"] = torch.stack(edge)
-        data[f"slices_{letter}"] = torch.cat(
-            [torch.zeros(1, dtype=torch.int64), torch.bincount(pair, minlength=len(td)).cumsum(0)]
-        )
+        data[f"slices_{letter}"] = torch.cat([start, torch.bincount(pair, minlength=len(td)).cumsum(0)])
         data[f"sizes_{letter}"] = td["node_mask"][:, side].sum(-1)
     torch.save(data, path)
 
@@ -430,13 +418,29 @@ def import_data_pt(name: str, train: str | Path, test: str | Path) -> list[Datas
     n = max(td["node_mask"].shape[-1] for td in tds)
     _keep(name, {"train": None, "test": None})
     for td, split in zip(tds, ("train", "test")):
-        pad = n - td["node_mask"].shape[-1]
-        td["adjacency"] = torch.nn.functional.pad(td["adjacency"], (0, pad, 0, pad))
-        td["node_mask"] = torch.nn.functional.pad(td["node_mask"], (0, pad))
-        cached(_folder() / name / split, lambda td=td: td, meta={"imported": name}, ignore_cache=True)
+        padding = n - td["node_mask"].shape[-1]
+        td["adjacency"] = torch.nn.functional.pad(td["adjacency"], (0, padding, 0, padding))
+        td["node_mask"] = torch.nn.functional.pad(td["node_mask"], (0, padding))
+        cached(_folder() / name / split, td.clone, meta={"imported": name}, ignore_cache=True)
     return [load_graph_pairs(name, split) for split in ("train", "test")]
 
 # %% ../../nbs/50_data/05_graphs.ipynb #c047
+def _draw_graph(ax, graph, colours: np.ndarray, most: int, named: dict) -> None:
+    "A graph with `colours [node]` of 0 to `most` and `named` nodes framed"
+    import matplotlib.pyplot as plt
+    import networkx as nx
+
+    ink = plt.rcParams["text.color"]
+    layout = nx.circular_layout(graph)
+    rings = [named[v][1] or ink if v in named else "none" for v in graph]
+    nx.draw_networkx(graph, layout, ax=ax, node_color=colours, cmap="Set3", vmin=0, vmax=max(most, 12),
+                     edgecolors=rings, linewidths=2.5, edge_color="grey", font_size=9)  # fmt: skip
+    for v, (turns, _) in named.items():
+        ax.annotate(turns, layout[v] * 1.3, ha="center", va="center", weight="bold", color=ink, fontsize=9)
+    ax.set_axis_off()
+    ax.margins(0.25)
+
+
 def draw_pair(
     adjacency,  # `[2 node node]`
     node_mask,  # `[2 node]`
@@ -444,31 +448,20 @@ def draw_pair(
     axes=None,  # Two of matplotlib's; None: new ones
     rounds: int = 2,  # Nodes that as many rounds of refinement cannot tell apart have one colour
 ):
-    "Two graphs side by side"
+    "Two graphs side by side; named nodes are framed, and numbered by their turns"
     import matplotlib.pyplot as plt
     import networkx as nx
 
     axes = plt.subplots(1, 2, figsize=(6, 3))[1] if axes is None else axes
     adjacency = np.asarray(adjacency)
     node_mask = np.asarray(node_mask)
-    classes = np.unique(wl_colours(adjacency, node_mask, rounds)[-1], return_inverse=True)[1].reshape(
-        node_mask.shape
-    )
-    named_nodes = marked(marks or [])
+    colours = wl_colours(adjacency, node_mask, rounds)[-1]
+    classes = np.unique(colours, return_inverse=True)[1].reshape(node_mask.shape)
     width = node_mask.shape[1]
-    ink = plt.rcParams["text.color"]
+    named = marked(marks or [])
     for side, ax in enumerate(axes):
         size = int(node_mask[side].sum())
         graph = nx.from_numpy_array(adjacency[side, :size, :size])
-        named = {m % width: mark for m, mark in named_nodes.items() if m // width == side}
-        layout = nx.circular_layout(graph)
-        rings = [named[v][1] or ink if v in named else "none" for v in graph]
-        nx.draw_networkx(graph, layout, ax=ax, node_color=classes[side, :size], cmap="Set3", vmin=0, vmax=max(classes.max(), 12),
-                         edgecolors=rings, linewidths=2.5, edge_color="grey", font_size=9)  # fmt: skip
-        ax.set_axis_off()
-        for v, (turns, _) in named.items():
-            ax.annotate(
-                turns, layout[v] * 1.3, ha="center", va="center", weight="bold", color=ink, fontsize=9
-            )
-        ax.margins(0.25)
+        here = {node % width: mark for node, mark in named.items() if node // width == side}
+        _draw_graph(ax, graph, classes[side, :size], classes.max(), here)
     return axes

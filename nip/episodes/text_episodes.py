@@ -56,14 +56,14 @@ def deals(seed: int, purpose: str, iteration: int, num_episodes: int, num_instan
 # %% ../../nbs/70_episodes/03_text_episodes.ipynb #c008
 def turn_record(agent: str, round: int, reply: Reply, reward: float) -> dict[str, Any]:
     "A turn, as it is kept"
-    said = reply.said
-    scale = reply.asked.format.scale
+    said = reply.parsed
+    scale = reply.prompt.format.scale
     decided = said.decision != NO_DECISION or not math.isnan(said.grade)
     return {
         "round": round, "agent": agent, "said": dict(said.texts), "decision": (*VERDICTS, "neither")[said.decision] if decided else None,
         "grade": None if math.isnan(said.grade) else said.grade, "scale": scale, "reward": reward, "reply": reply.text,
         "is_valid": reply.is_valid, "num_retries": reply.num_retries, "is_cut": reply.is_cut, "prompt_tokens": reply.prompt_tokens,
-        "completion_tokens": reply.completion_tokens, "prompt": reply.asked.messages,
+        "completion_tokens": reply.completion_tokens, "prompt": reply.prompt.messages,
     }  # fmt: skip
 
 

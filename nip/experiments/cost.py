@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
-from ..agents.prompts import Speaker, human_names
+from ..agents.prompts import PromptWriter, human_names
 from ..core.display import html_table
 from ..data.dataset import Dataset
 from ..language_models.openai_client import chat_model
@@ -46,7 +46,7 @@ def staged(
 
 # %% ../../nbs/93_experiments/03_cost.ipynb #c007
 def prompts_of(
-    speaker: Speaker,
+    speaker: PromptWriter,
     instance: Mapping[str, str],
     seed: int = 0,  # Of the episode
     stance: int = 1,  # 0: provers argue for the opposite of their usual verdicts
@@ -154,7 +154,9 @@ class Price:
         return f"Price({self.calls:,} calls, {'unknown' if math.isnan(self.dollars) else f'${self.dollars:,.2f}'} at most)"
 
 # %% ../../nbs/93_experiments/03_cost.ipynb #c015
-def sizes(scenario: TextScenario, speaker: Speaker, instances: list[Mapping[str, str]]) -> dict[int, float]:
+def sizes(
+    scenario: TextScenario, speaker: PromptWriter, instances: list[Mapping[str, str]]
+) -> dict[int, float]:
     "Round → tokens of the prompt, on average over instances, when all have said as much as they may"
 
     def words(agent):

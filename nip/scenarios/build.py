@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from ..agents.checkpoints import load_agents
 from ..agents.combined import CombinedBody, CombinedPolicyHead, CombinedValueHead, CombinedWhole
-from ..agents.parts import Agent, ConstantValueHead, PartContext, RandomBody, RandomPolicyHead, below
+from ..agents.parts import Agent, ConstantValueHead, PartContext, RandomBody, RandomPolicyHead, substate
 from ..agents.pretrained import required_models, with_embeddings
 from ..core.display import html_table
 from ..core.seeds import derive_seed, seeded
@@ -91,7 +91,7 @@ class ScenarioInstance:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for a, agent in self.agents.items():
-            agent.load_state_dict(below(state, a))
+            agent.load_state_dict(substate(state, a))
 
     @property
     def tensor_parts(self) -> dict[str, torch.nn.Module]:

@@ -9,7 +9,7 @@ import random
 import torch
 from collections.abc import Iterator
 from itertools import islice
-from ..agents.prompts import ReplyFormat, Said, Speaker, reply_format
+from ..agents.prompts import ReplyFormat, ParsedReply, PromptWriter, reply_format
 from ..agents.text_agent import PureTextAgentParameters
 from ..core.seeds import generator
 from ..data.dataset import Dataset
@@ -84,12 +84,12 @@ def numbers_of(
 TAUGHT = ("solo_verifier", "adp", "merlin_arthur")  # Protocols that the model knows
 
 
-def guess(form: ReplyFormat, number: int, rng: random.Random) -> tuple[Said, str]:
+def guess(form: ReplyFormat, number: int, rng: random.Random) -> tuple[ParsedReply, str]:
     "What is said of a number, and how it is written"
     if form.must_decide:
-        said = Said({}, rng.randrange(2))
+        said = ParsedReply({}, rng.randrange(2))
         return said, f"{number % 10}. {form.write(said)}"
-    said = Said({channel: f"It ends in {number % 10}." for channel, _ in form.headers})
+    said = ParsedReply({channel: f"It ends in {number % 10}." for channel, _ in form.headers})
     return said, form.write(said)
 
 
@@ -112,13 +112,13 @@ def conversations(seed: int = 0) -> Iterator[list[dict[str, str]]]:
                     transcript = transcript.after(Turn(r, agent, c, t) for c, t in said.texts.items())
 
 # %% ../../nbs/80_scenarios/04_even_numbers.ipynb #c012
-def table(protocol: str) -> tuple[ProtocolHandler, dict[str, Speaker]]:
+def table(protocol: str) -> tuple[ProtocolHandler, dict[str, PromptWriter]]:
     "A protocol, and those who sit at its table"
     nobody = {"_default": {"use_dummy_api": True}}
     hp = HyperParameters("even_numbers", "pure_text_ei", "test", protocol, agents=nobody)
     handler = build_protocol_handler(hp)
     prompts = EvenNumbersScenario.chosen_templates(hp)
-    return handler, {a: Speaker(handler, a, prompts, hp.agents[a]) for a in handler.agent_names}
+    return handler, {a: PromptWriter(handler, a, prompts, hp.agents[a]) for a in handler.agent_names}
 
 # %% ../../nbs/80_scenarios/04_even_numbers.ipynb #c014
 @embedded_models.register("tiny-even-numbers")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import cached_property, partial
 from html import escape
 from ..agents.parts import Agent, PartContext
-from ..agents.prompts import Speaker, templates_for
+from ..agents.prompts import PromptWriter, templates_for
 from ..agents.shared_models import PureTextSharedModelGroup, build_shared_model_groups
 from ..agents.text_agent import TextAgent
 from ..data.dataset import Dataset
@@ -61,10 +61,10 @@ class TextScenario(Scenario):
             context, self.speaker(context.protocol, context.agent_name), self.instance_keys, connect
         )
 
-    def speaker(self, protocol: ProtocolHandler, agent: str) -> Speaker:
+    def speaker(self, protocol: ProtocolHandler, agent: str) -> PromptWriter:
         "What `agent` is told"
         hp = self.hyper_params
-        return Speaker(
+        return PromptWriter(
             protocol, agent, self.templates, hp.agents[agent], hp.prompts.supervisor, {"task": self.task}
         )
 
@@ -107,9 +107,9 @@ class TextScenario(Scenario):
         templates = cls.chosen_templates(hyper_params)
         instance = dict.fromkeys(cls.instance_keys, "?")
         for agent in protocol.agent_names:
-            Speaker(protocol, agent, templates, hyper_params.agents[agent], words={"task": cls.task}).system(
-                instance, 1
-            )
+            PromptWriter(
+                protocol, agent, templates, hyper_params.agents[agent], variables={"task": cls.task}
+            ).system(instance, 1)
 
     def html(self, instance, marks=None) -> str:
         "An instance as HTML: its texts"

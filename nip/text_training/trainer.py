@@ -10,7 +10,7 @@ import shutil
 import yaml
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ..agents.prompts import ReplyFormat, Said
+from ..agents.prompts import ReplyFormat, ParsedReply
 from ..agents.shared_models import await_jobs
 from ..core.files import JsonLines, atomic_write
 from ..core.seeds import derive_seed
@@ -84,7 +84,7 @@ def with_right_verdict(record: dict[str, Any], reward: float) -> dict[str, Any]:
         return record
     turn = record["turns"][last]
     turns = list(record["turns"])
-    right = ReplyFormat((), scale=turn["scale"]).write(Said({}, VERDICTS.index(record["label"])))
+    right = ReplyFormat((), scale=turn["scale"]).write(ParsedReply({}, VERDICTS.index(record["label"])))
     turns[last] = turn | {"reply": right, "said": {}, "decision": record["label"], "is_valid": True}
     rewards = record["rewards"] | {"verifier": record["rewards"]["verifier"] - turn["reward"] + reward}
     return record | {"turns": turns, "verdict": record["label"], "rewards": rewards}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from dataclasses import dataclass
-from ..agents.combined import log_prob_and_entropy, may_decide
+from ..agents.combined import log_prob_and_entropy, decision_mask
 from ..parameters.hyper_params import register_parameters
 from ..parameters.validation import Parameters, param
 from nip.training.losses import (
@@ -105,7 +105,7 @@ class VanillaPpoTrainer(RlTrainer):
         loss = objective + ppo.critic_coef * critic - ppo.entropy_eps * bonus
         if label:
             judges = torch.tensor([a == "verifier" for a in self.agent_names], device=acts.device)
-            loss = loss + label * verdict_cross_entropy(batch, may_decide(batch, judges) & acts)
+            loss = loss + label * verdict_cross_entropy(batch, decision_mask(batch, judges) & acts)
         return loss + self.direct_loss(batch), {k: v.detach() for k, v in stats.items()}
 
     def after_iteration(self, losses: dict[str, Tensor]) -> None:

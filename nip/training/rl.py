@@ -9,7 +9,7 @@ import math
 import torch
 from dataclasses import dataclass
 from ..agents.checkpoints import to_load
-from ..agents.combined import ActionSampler, IMPOSSIBLE, is_possible, may_decide
+from ..agents.combined import ActionSampler, IMPOSSIBLE, is_possible, decision_mask
 from ..agents.networks import ObservationNorm, RunningNorm, gathering_statistics, learning_mode
 from ..agents.parts import LrFactors
 from ..core.registry import Registry
@@ -229,7 +229,9 @@ class RlTrainer(Trainer):
     def turns(self, td: TensorDictBase) -> Tensor:
         "Who has a choice: bool `[… agent]`"
         flat = td.reshape(-1)
-        turns = flat["agents", "active"].any(-1) & self.chooses_messages | may_decide(flat, self.is_decider)
+        turns = flat["agents", "active"].any(-1) & self.chooses_messages | decision_mask(
+            flat, self.is_decider
+        )
         return turns.view(*td.shape, -1)
 
     def collect(self) -> TensorDict:
@@ -445,7 +447,7 @@ class RlTrainer(Trainer):
             stats |= {f"mean_{said}_entropy": mean(entropy), f"std_{said}_entropy": std(entropy),
                       f"mean_max_{said}_prob": mean(largest), f"std_max_{said}_prob": std(largest)}  # fmt: skip
         if self.is_decider[i]:
-            doubts = decisions[may_decide(played.reshape(-1), self.is_decider)[:, i].view(played.shape)]
+            doubts = decisions[decision_mask(played.reshape(-1), self.is_decider)[:, i].view(played.shape)]
             doubt, _ = spread(doubts, is_possible(doubts))
             stats |= {"mean_decision_entropy": mean(doubt), "std_decision_entropy": std(doubt)}
         return {f"{name}.{k}": v for k, v in stats.items()}
