@@ -5,13 +5,17 @@
 # %% ../../nbs/94_builder/06_launch.ipynb #c002
 from __future__ import annotations
 
-import ipywidgets as W
 import threading
 from collections.abc import Callable
 from html import escape
-from .form import Draft, FieldGroup, Fold, members, problem
+from types import NoneType
+from typing import Any, get_origin
+
+import ipywidgets as W
+
+from .form import Draft, FieldGroup, Fold, members
 from .jobs import Job, JobPanel
-from .widgets import Notice, beside, button
+from .widgets import Notice, beside, button, problem
 from ..core.display import boxed, html_table
 from ..experiments.estimate import estimate
 from ..experiments.run import Result, resume_experiment, run_experiment
@@ -21,8 +25,6 @@ from ..parameters.validation import Spec, differs
 from ..runs.run import Run
 from ..runs.store import RunStore
 from ..scenarios.text import TextScenario
-from types import NoneType
-from typing import Any, get_origin
 
 # %% auto #0
 __all__ = ['CHIEF', 'TYPABLE', 'HEADLINES', 'can_be_typed', 'SettingsForm', 'told', 'Launch', 'outcome']
