@@ -26,7 +26,7 @@ PATIENCE = 30_000  # Milliseconds; a busy machine is slow
 QUICK = {"rl.num_iterations": 12, "rl.rollouts_per_iteration": 64}
 CELL = f"""\
 from nip.builder import Builder
-from nip.run import preset
+from nip.experiments import preset
 
 builder = Builder(preset("parity_quick", **{QUICK}))
 builder"""
@@ -348,7 +348,7 @@ def test_a_run_of_words(browser, lab, theme):
         page.get_by_text("US dollars").locator("visible=true").first.wait_for()
         page.get_by_label("run_id", exact=True).fill(f"words{tag}")
         button(page, "Train").click()
-        page.get_by_text("games so far (final test)").wait_for()
+        page.get_by_text("episodes so far (final test)").wait_for()
         page.get_by_text("test_mean_accuracy").first.wait_for()
         check_looks(page)
         keep(page, f"words-launch{tag}")

@@ -117,8 +117,8 @@ def test_round_trips(seed):
         assert again == hp and again.to_yaml() == hp.to_yaml(), write.__name__
     other = Form(preset("parity_quick"))
     other.load(hp)
-    for path in other.everything():  # each control says what is so, and would say it again
-        assert other.field(path).says(hp.get(path)), path
+    for path in other.everything():  # each control holds the value, and gives it again
+        assert other.field(path).holds(hp.get(path)), path
     assert other.hyper_params.to_yaml() == hp.to_yaml()
 
 

@@ -4,7 +4,7 @@ from .app import (
     LANGUAGES as LANGUAGES,
     Loader as Loader,
     PAGES as PAGES,
-    Written as Written,
+    FormText as FormText,
     hyper_params_from as hyper_params_from,
     script as script,
 )

@@ -5,14 +5,18 @@
 # %% ../../nbs/94_builder/09_app.ipynb #c002
 from __future__ import annotations
 
-import ipywidgets as W
 from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import ipywidgets as W
+
 from .form import Form
 from .inspector import Inspector
 from .jobs import Job, JobPanel
 from .launch import Launch
 from .play import Play
-from .runs_page import Results
+from .runs_page import RunsPage
 from .widgets import Notice, beside, button, control, toggles
 from ..core.display import STYLE
 from ..experiments.as_code import command_line, from_command, from_python, python_call, short_yaml
@@ -22,22 +26,21 @@ from ..parameters.hyper_params import HyperParameters
 from ..parameters.validation import ParameterError
 from ..runs.run import Run
 from ..runs.store import RunStore
-from pathlib import Path
-from typing import Any
 
 # %% auto #0
-__all__ = ['LANGUAGES', 'PAGES', 'hyper_params_from', 'script', 'Written', 'Loader', 'Builder']
+__all__ = ['LANGUAGES', 'PAGES', 'hyper_params_from', 'script', 'from_yaml_text', 'Language', 'FormText', 'Loader', 'Builder']
 
 # %% ../../nbs/94_builder/09_app.ipynb #c006
 def hyper_params_from(
-    source,  # `HyperParameters`, a `Run`, or text: a preset, the name or folder of a run, a YAML or JSON file; or YAML, Python, a command
+    # `HyperParameters`, a `Run`, or text: a preset, the name or folder of a run, a YAML or JSON file; or YAML, Python, a command
+    source: HyperParameters | Run | str | Path,
     run_store=None,  # Where runs are: a folder or a `RunStore`
 ) -> HyperParameters:
-    "The hyper-parameters that somebody points at; raises `ParameterError` with what there is"
-    if isinstance(source, HyperParameters | Run):
-        return (
-            source if isinstance(source, HyperParameters) else HyperParameters.from_dict(source.hyper_params)
-        )
+    "The hyper-parameters that `source` names or holds; raises `ParameterError` with the presets and runs that there are"
+    if isinstance(source, HyperParameters):
+        return source
+    if isinstance(source, Run):
+        return HyperParameters.from_dict(source.hyper_params)
     text = str(source).strip()
     store = RunStore(run_store)
     if "HyperParameters(" in text:
@@ -54,41 +57,48 @@ def hyper_params_from(
         return hyper_params_from(Run(text))
     if Path(text).is_file():
         return HyperParameters.load(text)
-    raise ParameterError(
-        "source", text, "is neither a preset nor a run nor a file", [*presets.names(), *reversed(store.ids())]
-    )
+    known = [*presets.names(), *reversed(store.ids())]
+    raise ParameterError("source", text, "is neither a preset nor a run nor a file", known)
 
 # %% ../../nbs/94_builder/09_app.ipynb #c009
 def script(hyper_params: HyperParameters) -> str:
     "Python that trains `hyper_params`"
-    return f"from nip import HyperParameters, run_experiment\n\nhyper_params = {python_call(hyper_params)}\nresult = run_experiment(hyper_params)\n"
+    imports = "from nip import HyperParameters, run_experiment"
+    return f"{imports}\n\nhyper_params = {python_call(hyper_params)}\nresult = run_experiment(hyper_params)\n"
 
 
-LANGUAGES: dict[str, tuple[Callable, Callable]] = {  # How it is written, how it is read
-    "Python": (script, from_python),
-    "YAML": (short_yaml, lambda text: HyperParameters.from_yaml(f"{text}\n")),
-    "command": (command_line, from_command),
+def from_yaml_text(text: str) -> HyperParameters:
+    "Hyper-parameters of YAML, never taken for the name of a file"
+    return HyperParameters.from_yaml(f"{text}\n")
+
+
+class Language(NamedTuple):
+    "A way to write hyper-parameters"
+
+    write: Callable[[HyperParameters], str]
+    read: Callable[[str], HyperParameters]
+
+
+LANGUAGES = {
+    "Python": Language(script, from_python),
+    "YAML": Language(short_yaml, from_yaml_text),
+    "command": Language(command_line, from_command),
 }
 
 
-class Written:
-    "What a form says, as text"
+class FormText:
+    "What a form holds, as text"
 
     def __init__(self, form: Form):
         self.form = form
         ways = [f"Write it as {name}" for name in LANGUAGES]
-        self.language = toggles("written as", "How to write what the form says", list(LANGUAGES), ways)
-        self.text = control(
-            W.Textarea,
-            "text",
-            "What the form says; copy it, or change it and take it over",
-            "98%",
-            "40px",
-            rows=12,
-            continuous_update=False,
-        )
+        self.language = toggles("written as", "How to write what the form holds", list(LANGUAGES), ways)
+        help = "What the form holds; copy it, or change it and take it over"
+        area = {"rows": 12, "continuous_update": False}
+        self.text = control(W.Textarea, "text", help, "98%", "40px", **area)
         self.text.add_class("nip-text")
-        self.take = button("Take over", "Let the form say what the text says", self.take_over, "arrow-up")
+        help = "Put the hyper-parameters of the text into the form"
+        self.take = button("Take over", help, self.take_over, "arrow-up")
         self.notice = Notice()
         self.language.observe(lambda change: self.show(), "value")
         self.root = W.VBox([self.language, self.text, beside(self.take, self.notice)])
@@ -97,15 +107,14 @@ class Written:
     def show(self) -> None:
         "Write down what the form holds"
         self.notice.say()
-        write, _ = LANGUAGES[self.language.value]
-        self.text.value = write(self.form.draft.accepted)
+        self.text.value = LANGUAGES[self.language.value].write(self.form.draft.accepted)
         if self.form.draft.errors:
-            self.notice.say("This is what was last valid.")
+            self.notice.say("These are the last valid hyper-parameters.")
 
     def take_over(self) -> None:
-        _, read = LANGUAGES[self.language.value]
+        "Put the hyper-parameters of the text into the form"
         try:
-            self.form.load(read(self.text.value))
+            self.form.load(LANGUAGES[self.language.value].read(self.text.value))
         except Exception as error:  # noqa: BLE001 any text may have been typed
             self.notice.say(str(error), wrong=True)
 
@@ -116,16 +125,13 @@ class Loader:
     def __init__(self, load: Callable[[HyperParameters], None], store: RunStore):
         self.load = load
         self.store = store
-        self.source = control(W.Combobox, "begin at", "A preset, a run of the store, or a YAML or JSON file", "400px", ensure_option=False,
-                              placeholder="a preset, a run, or the path of a YAML file")  # fmt: skip
-        self.button = button(
-            "Load", "Let the form say what is there", lambda: self.take(self.source.value), "folder-open"
-        )
-        self.upload = W.FileUpload(
-            accept=".yaml,.yml,.json",
-            description="Upload",
-            tooltip="A YAML or JSON file of hyper-parameters from your computer",
-        )
+        help = "A preset, a run of the store, or a YAML or JSON file"
+        hint = "a preset, a run, or the path of a YAML file"
+        self.source = control(W.Combobox, "begin at", help, "400px", ensure_option=False, placeholder=hint)
+        help = "Put the hyper-parameters that are there into the form"
+        self.button = button("Load", help, lambda: self.take(self.source.value), "folder-open")
+        help = "A YAML or JSON file of hyper-parameters from your computer"
+        self.upload = W.FileUpload(accept=".yaml,.yml,.json", description="Upload", tooltip=help)
         self.notice = Notice()
         self.upload.observe(self.uploaded, "value")
         self.root = beside(self.source, self.button, self.upload, self.notice)
@@ -135,7 +141,8 @@ class Loader:
         "Propose what there is"
         self.source.options = (*presets.names(), *reversed(self.store.ids()))
 
-    def take(self, source: Any) -> None:
+    def take(self, source) -> None:  # As `hyper_params_from` takes it
+        "Load the hyper-parameters of `source`"
         try:
             self.load(hyper_params_from(source, self.store))
             self.notice.say("loaded")
@@ -143,6 +150,7 @@ class Loader:
             self.notice.say(str(error), wrong=True)
 
     def uploaded(self, change) -> None:
+        "Load the file that was uploaded"
         for file in change.new:
             self.take(bytes(file["content"]).decode() + "\n")
 
@@ -168,14 +176,14 @@ class Builder:
         self.form = Form(hyper_params_from(source, self.store))
         self.jobs = JobPanel(self.job_ended)
         self.launch = Launch(lambda: self.hyper_params, self.store, self.jobs)
-        self.written, self.loader = Written(self.form), Loader(self.form.load, self.store)
+        self.written = FormText(self.form)
+        self.loader = Loader(self.form.load, self.store)
         self.inspector = None
         self.results = None
         self.play = None
-        self.form.on_change = self.changed
-        self.tabs = W.ToggleButtons(
-            options=list(PAGES), tooltips=list(PAGES.values()), style={"button_width": "100px"}
-        )
+        self.form.on_change = self.written.show
+        look = {"tooltips": list(PAGES.values()), "style": {"button_width": "100px"}}
+        self.tabs = W.ToggleButtons(options=list(PAGES), **look)
         self.tabs.observe(lambda change: self.open(change.new), "value")
         self.pages = {name: W.VBox(layout={"display": "none"}) for name in PAGES}
         self.root = W.VBox([W.HTML(STYLE), self.tabs, *self.pages.values(), self.jobs.root])
@@ -189,7 +197,7 @@ class Builder:
 
     @property
     def hyper_params(self) -> HyperParameters:
-        "What the widgets say; raises what is wrong, where something is"
+        "What the widgets hold; raises what is wrong, where something is"
         return self.form.hyper_params
 
     @property
@@ -208,7 +216,7 @@ class Builder:
         return self.jobs.job
 
     def load(self, source) -> None:  # As `hyper_params_from` takes it
-        "Let the widgets say something else"
+        "Let the widgets hold other hyper-parameters"
         self.form.load(hyper_params_from(source, self.store))
 
     def open(self, name: str) -> None:
@@ -224,21 +232,17 @@ class Builder:
 
     def refresh(self) -> None:
         "Let the open page show what is there now"
-        if self.tabs.value == "Inspect":
-            self.inspector.refresh()
-        elif self.tabs.value == "Launch":
-            self.launch.refresh()
-        elif self.tabs.value == "Assemble":
+        if self.tabs.value == "Assemble":
             self.loader.refresh()
             self.form.show()
-        elif self.tabs.value == "Runs":
-            self.results.refresh()
-        elif self.tabs.value == "Play":
-            self.play.refresh()
-
-    def changed(self) -> None:
-        "The form says something else"
-        self.written.show()
+        else:
+            pages = {
+                "Inspect": self.inspector,
+                "Launch": self.launch,
+                "Runs": self.results,
+                "Play": self.play,
+            }
+            pages[self.tabs.value].refresh()
 
     def job_ended(self, job: Job) -> None:
         "A run is over, and may be in the lists"
@@ -255,7 +259,7 @@ class Builder:
         return [self.launch.root]
 
     def make_runs(self) -> list[W.Widget]:
-        self.results = Results(self.launch, self.load)
+        self.results = RunsPage(self.launch, self.load)
         return [self.results.root]
 
     def make_play(self) -> list[W.Widget]:

@@ -6,15 +6,19 @@
 from __future__ import annotations
 
 import ast
-import ipywidgets as W
 import re
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING
 from functools import partial
-from html import escape
-from .widgets import beside, control, toggles
-from ..core.display import boxed
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
+
+import ipywidgets as W
+from fastcore.xml import FT, B, Code, Div, Li, Span, Ul
+
+from .widgets import beside, control, html_widget, problem, toggles
+from ..core.display import as_html, boxed
 from ..core.registry import component_modules
 from ..experiments.as_code import classes, literal
 from nip.parameters.hyper_params import (
@@ -40,14 +44,12 @@ from nip.parameters.validation import (
     unlike,
 )
 from ..protocols.handler import build_protocol_handler, protocol_wrappers
-from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin
 
 # %% auto #0
-__all__ = ['WORDS', 'WIDE', 'FIRST', 'GENERAL', 'ABOUT', 'ALL_AGENTS', 'MODES', 'components', 'groups_of', 'sections', 'members',
-           'is_words', 'as_text', 'from_text', 'choices_of', 'example', 'least', 'fitting', 'with_scenario', 'settled',
-           'Draft', 'with_changes', 'control_for', 'with_code', 'Field', 'FieldGroup', 'problem', 'Fold', 'Form',
-           'about', 'AgentsPanel']
+__all__ = ['NAMES', 'WIDE', 'FIRST', 'GENERAL', 'ABOUT', 'ALL_AGENTS', 'MODES', 'components', 'groups_of', 'sections',
+           'free_groups', 'members', 'is_plain_name', 'as_text', 'from_text', 'choices_of', 'example', 'least',
+           'parameters_in_common', 'with_scenario', 'without_missing_agents', 'Draft', 'with_changes', 'control_for',
+           'doc_parts', 'Field', 'FieldGroup', 'Fold', 'about', 'Form', 'AgentsPanel']
 
 # %% ../../nbs/94_builder/01_form.ipynb #c006
 def components(hyper_params: HyperParameters) -> list:
@@ -65,26 +67,27 @@ def groups_of(components: Iterable) -> set[str]:
 
 def sections(hyper_params: HyperParameters) -> list[str]:
     "Groups of parameters that matter to an experiment, and `agents`, in the order in which an experiment is built"
-    registries = scenarios, protocol_handlers, protocol_wrappers, trainers
-    claimed = groups_of(c for registry in registries for _, c in registry.items())
-    free = {
-        g
-        for g in parameter_groups
-        if g not in claimed and not parameter_groups.meta(g).get("only_if_claimed")
-    }
-    shown = groups_of(components(hyper_params)) | free
+    shown = groups_of(components(hyper_params)) | free_groups()
+    home = {group: parameter_groups[group].__module__ for group in shown if group in parameter_groups}
+    home["agents"] = "nip.agents.parts"
     modules = component_modules()
-    home = {g: parameter_groups[g].__module__ for g in shown if g in parameter_groups} | {
-        "agents": "nip.agents.parts"
-    }
 
-    def stage(g):
-        return modules.index(home[g]) if home[g] in modules else len(modules)
+    def place(group):
+        return modules.index(home[group]) if home[group] in modules else len(modules), group
 
-    return sorted(home, key=lambda g: (stage(g), g))
+    return sorted(home, key=place)
+
+
+def free_groups() -> set[str]:
+    "Groups of parameters that no registered component names"
+    claimed = set()
+    for registry in (scenarios, protocol_handlers, protocol_wrappers, trainers):
+        claimed |= groups_of(component for _, component in registry.items())
+    free = set(parameter_groups) - claimed
+    return {group for group in free if not parameter_groups.meta(group).get("only_if_claimed")}
 
 # %% ../../nbs/94_builder/01_form.ipynb #c010
-WORDS = tuple[str, ...]  # Typed as words between commas
+NAMES = tuple[str, ...]  # Typed as names between commas
 
 
 def members(hint) -> tuple:
@@ -92,18 +95,15 @@ def members(hint) -> tuple:
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
-def is_words(value, hint) -> str | None:
-    "A tuple of words as they are typed; None if it is not one"
-    plain_words = isinstance(value, tuple) and all(
-        isinstance(v, str) and re.fullmatch(r"[\w.+/-][\w.+/ -]*(?<! )", v) for v in value
-    )
-    return ", ".join(value) if WORDS in members(hint) and value and plain_words else None
+def is_plain_name(value) -> bool:
+    "Whether a value is a text that needs no quotes between commas"
+    return isinstance(value, str) and bool(re.fullmatch(r"[\w.+/-][\w.+/ -]*(?<! )", value))
 
 
 def as_text(value, hint) -> str:
     "How a value stands in a text field"
-    if words := is_words(value, hint):
-        return words
+    if NAMES in members(hint) and isinstance(value, tuple) and value and all(map(is_plain_name, value)):
+        return ", ".join(value)
     if str not in members(hint):
         return repr(value)
     if value is None:
@@ -121,8 +121,8 @@ def from_text(text: str, hint) -> Any:
         return None
     if str in members(hint) and stripped[:1] not in ("'", '"'):
         return stripped
-    if WORDS in members(hint) and stripped[:1] not in ("'", '"', "(", "["):
-        return tuple(word for part in stripped.split(",") if (word := part.strip()))
+    if NAMES in members(hint) and stripped[:1] not in ("'", '"', "(", "["):
+        return tuple(filter(None, map(str.strip, stripped.split(","))))
     with suppress(ValueError, SyntaxError):
         return float(stripped) if stripped.lstrip("+-") in ("inf", "nan") else ast.literal_eval(stripped)
     return text
@@ -131,11 +131,12 @@ def from_text(text: str, hint) -> Any:
 def choices_of(spec: Spec) -> list | None:
     "All valid values, where they can be listed; for parameters their classes"
     optional = NoneType in members(spec.hint)
+    none = [None] if optional else []
     choices = spec.conditions.get("choices")
     if choices is not None:
-        return list(dict.fromkeys([*([None] if optional else []), *choices]))
+        return list(dict.fromkeys([*none, *choices]))
     if kinds := classes(spec.hint):
-        return [*([None] if optional else []), *(k.__name__ for k in kinds)]
+        return [*none, *(kind.__name__ for kind in kinds)]
     return [None, True, False] if set(members(spec.hint)) == {bool, NoneType} else None
 
 
@@ -146,13 +147,17 @@ def example(cls: type[Parameters]) -> dict[str, Any]:
 
 def least(spec: Spec) -> Any:
     "A small valid value"
-    bounds = {k: v for k, v in spec.conditions.items() if k in ("ge", "gt") and v is not None}
-    start = max((v + (k == "gt") for k, v in bounds.items()), default=1)
-    return (choices_of(spec) or [{bool: False, str: "", int: start, float: float(start)}.get(spec.hint)])[0]
+    if choices := choices_of(spec):
+        return choices[0]
+    at_least = spec.conditions.get("ge")
+    above = spec.conditions.get("gt")
+    bounds = [at_least, None if above is None else above + 1]
+    start = max((bound for bound in bounds if bound is not None), default=1)
+    return {bool: False, str: "", int: start, float: float(start)}.get(spec.hint)
 
 # %% ../../nbs/94_builder/01_form.ipynb #c016
-def fitting(params: Parameters, base: type[Parameters]) -> dict[str, Any]:
-    "Of an agent's parameters, as plain data, those that agents of class `base` have, too"
+def parameters_in_common(params: Parameters, base: type[Parameters]) -> dict[str, Any]:
+    "Of an agent's parameters, as plain data, those that are valid for class `base`, too"
     random = dict(agent_parameters.items()).get("RandomAgentParameters")
     if random and isinstance(params, random):
         return {"is_random": True}
@@ -168,24 +173,25 @@ def fitting(params: Parameters, base: type[Parameters]) -> dict[str, Any]:
 def with_scenario(hyper_params: HyperParameters, scenario: str) -> HyperParameters:
     "The same in another scenario, on its first data set"
     base = getattr(scenarios[scenario], "agent_parameters_class", Parameters)
-    agents = {name: fitting(params, base) for name, params in hyper_params.agents.items()}
+    agents = {name: parameters_in_common(params, base) for name, params in hyper_params.agents.items()}
     names = getattr(scenarios[scenario], "dataset_names", list)() or [hyper_params.dataset]
     d = hyper_params.to_dict() | {"scenario": scenario, "agents": agents}
     return HyperParameters.from_dict(d | {"dataset": names[0]})
 
 # %% ../../nbs/94_builder/01_form.ipynb #c017
-def settled(d: dict) -> tuple[HyperParameters, list[str]]:
-    "The hyper-parameters of a dict, without agents that the protocol does not have; and who was left out"
-    out = []
+def without_missing_agents(d: dict) -> tuple[HyperParameters, list[str]]:
+    "The hyper-parameters of a dict, without agents that the protocol does not have, and the names of those left out"
+    agents = dict(d["agents"])
+    left_out = []
     while True:
         try:
-            return HyperParameters.from_dict(d), out
+            return HyperParameters.from_dict(d | {"agents": agents}), left_out
         except ParameterError as error:
             group, _, name = error.path.partition(".")
-            if group != "agents" or name not in d["agents"] or name in (error.choices or [name]):
+            if group != "agents" or name not in agents or name in (error.choices or [name]):
                 raise
-            out.append(name)
-            d = d | {"agents": {n: v for n, v in d["agents"].items() if n != name}}
+            left_out.append(name)
+            del agents[name]
 
 # %% ../../nbs/94_builder/01_form.ipynb #c020
 class Draft:
@@ -194,9 +200,8 @@ class Draft:
     def __init__(
         self,
         params: Parameters,
-        change: Callable[
-            [Parameters, dict[str, Any]], tuple[Parameters, str]
-        ],  # With changes by address; and a remark
+        # From parameters and changes by address, the changed parameters and a remark
+        change: Callable[[Parameters, dict[str, Any]], tuple[Parameters, str]],
     ):
         self.change = change
         self.load(params)
@@ -216,7 +221,8 @@ class Draft:
 
     def set(self, path: str, value) -> None:
         "Change the value at a dotted address, if that is valid; else it waits"
-        self.waiting[path], self.remark = value, ""
+        self.waiting[path] = value
+        self.remark = ""
         self.errors = self.wrong_alone()
         if not self.errors:
             self.attempt(path)
@@ -251,12 +257,14 @@ class Draft:
 
 # %% ../../nbs/94_builder/01_form.ipynb #c022
 def with_changes(hyper_params: HyperParameters, changes: dict[str, Any]) -> tuple[HyperParameters, str]:
-    "The same with changes by address, and who was left out; an agent that becomes None is not named any more"
+    "`hyper_params` with changes by address, and which agents were left out; one that becomes None is not named any more"
     if scenario := changes.get("scenario"):
         hyper_params = with_scenario(hyper_params, scenario)
     d = changed(hyper_params.to_dict(), {k: v for k, v in changes.items() if k != "scenario"})
-    new, out = settled(d | {"agents": {n: v for n, v in d["agents"].items() if v is not None}})
-    return new, f"left out, since the protocol has no such agents: {', '.join(out)}" if out else ""
+    named = {name: agent for name, agent in d["agents"].items() if agent is not None}
+    new, left_out = without_missing_agents(d | {"agents": named})
+    remark = f"left out, since the protocol has no such agents: {', '.join(left_out)}" if left_out else ""
+    return new, remark
 
 # %% ../../nbs/94_builder/01_form.ipynb #c026
 WIDE = {"width": "440px", "min_width": "300px"}  # Of a control with its label
@@ -271,13 +279,14 @@ def control_for(name: str, spec: Spec, help: str, suggestions: Iterable[str] = (
         return W.Checkbox(description=name, tooltip=help, style={"description_width": "200px"}, layout=WIDE)
     if suggestions:
         return made(W.Combobox, options=tuple(suggestions), ensure_option=False)
-    placeholder = "words between commas" if WORDS in members(spec.hint) else describe(spec.hint)
+    placeholder = "names between commas" if NAMES in members(spec.hint) else describe(spec.hint)
     return made(W.Text, placeholder=placeholder, continuous_update=True)
 
 
-def with_code(doc: str) -> str:
-    "A comment as HTML: what stands in backticks is code"
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(doc))
+def doc_parts(doc: str) -> list[FT | str]:
+    "A comment in parts: what stands in backticks is code"
+    parts = re.split(r"`([^`]+)`", doc)
+    return [Code(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 class Field:
@@ -288,9 +297,8 @@ class Field:
         self.path = path
         self.spec = spec
         self.doc = doc
-        self.control = control_for(
-            path.rpartition(".")[2], spec, f"{path}: {doc or describe(spec.hint)}", suggestions
-        )
+        self.name = path.rpartition(".")[2]
+        self.control = control_for(self.name, spec, f"{path}: {doc or describe(spec.hint)}", suggestions)
         self.control.add_class("nip-field")
         self.note = W.HTML(layout={"flex": "1 1 260px"})
         self.inner = W.VBox(layout={"margin": "0 0 0 24px"})
@@ -301,21 +309,22 @@ class Field:
 
     @property
     def value(self) -> Any:
-        "What the control says, as a value for the constructor"
-        said = self.control.value
+        "What the control holds, as a value for the constructor"
+        typed = self.control.value
         if isinstance(self.control, W.Text):
-            return from_text(said, self.spec.hint)
+            return from_text(typed, self.spec.hint)
         if isinstance(self.control, W.Checkbox):
-            return said
+            return typed
         kinds = {kind.__name__: kind for kind in classes(self.spec.hint)}
-        return example(kinds[said]) if said in kinds else {str(c): c for c in choices_of(self.spec)}[said]
+        return example(kinds[typed]) if typed in kinds else {str(c): c for c in choices_of(self.spec)}[typed]
 
     def changed(self, change) -> None:
+        "Tell the form, unless it is the form that changes the control"
         if not self.form.is_showing:
             self.form.set(self.path, self.value)
 
-    def says(self, value) -> bool:
-        "Whether the control says `value` already, in whatever way"
+    def holds(self, value) -> bool:
+        "Whether the control holds `value` already, however it is typed"
         if isinstance(value, Parameters):
             return self.control.value == type(value).__name__
         with suppress(ParameterError):
@@ -323,47 +332,43 @@ class Field:
         return False
 
     def show_value(self, value) -> None:
-        "Let the control say `value`"
+        "Let the control hold `value`"
         if isinstance(self.control, W.Text):
             self.control.value = as_text(value, self.spec.hint)
-            return
-        if isinstance(self.control, W.Checkbox):
+        elif isinstance(self.control, W.Checkbox):
             self.control.value = value
-            return
-        self.control.value = type(value).__name__ if isinstance(value, Parameters) else str(value)
+        else:
+            self.control.value = type(value).__name__ if isinstance(value, Parameters) else str(value)
 
     def offer(self) -> None:
         "Let a list have what was registered since"
         if isinstance(self.control, W.Dropdown):
             options = tuple(str(c) for c in choices_of(self.spec))
-            said = self.control.value
+            chosen = self.control.value
             if options != self.control.options:
                 self.control.options = options
-                self.control.value = said if said in options else options[0]
+                self.control.value = chosen if chosen in options else options[0]
 
     def show(self) -> None:
         "Show what the form holds; what is typed and waits stays as it is"
-        holder, (_, _, name) = self.form.holder(self.path), self.path.rpartition(".")
-        value = getattr(holder, name)
+        value = getattr(self.form.holder(self.path), self.name)
         self.offer()
-        if self.path not in self.form.draft.waiting and not self.says(value):
+        if self.path not in self.form.draft.waiting and not self.holds(value):
             self.show_value(value)
         if classes(self.spec.hint):
             inside = value._specs() if isinstance(value, Parameters) else ()
             self.inner.children = [self.form.field(f"{self.path}.{n}").root for n in inside]
-        errors = "".join(
-            f'<div class="nip-wrong">{escape(str(e))}</div>' for e in self.form.errors_at(self.path)
-        )
-        default = holder._default(name)
-        has_mark = default is not MISSING and differs(holder, name)
-        mark = (
-            f'<span class="nip-changed">● default {escape(literal(plain(default)))}</span> '
-            if has_mark
-            else ""
-        )
-        self.note.value = (
-            f'<div class="nip-html">{errors}{mark}<span class="nip-quiet">{with_code(self.doc)}</span></div>'
-        )
+        self.note.value = self.note_html()
+
+    def note_html(self) -> str:
+        "What is wrong with the parameter, its default where it differs, and its comment"
+        holder = self.form.holder(self.path)
+        notes = [Div(str(error), cls="nip-wrong") for error in self.form.errors_at(self.path)]
+        default = holder._default(self.name)
+        if default is not MISSING and differs(holder, self.name):
+            notes += [Span(f"● default {literal(plain(default))}", cls="nip-changed"), " "]
+        notes.append(Span(*doc_parts(self.doc), cls="nip-quiet"))
+        return as_html(Div(*notes, cls="nip-html"))
 
 # %% ../../nbs/94_builder/01_form.ipynb #c030
 class FieldGroup:
@@ -382,7 +387,7 @@ class FieldGroup:
         self.on_change()
 
     def load(self, params: Parameters) -> None:
-        "Let the widgets say `params`"
+        "Let the widgets hold `params`"
         self.draft.load(params)
         self.show()
         self.on_change()
@@ -400,7 +405,8 @@ class FieldGroup:
     @contextmanager
     def showing(self):
         "While this lasts, changes of widgets are not changes of parameters"
-        self.is_showing, before = True, self.is_showing
+        before = self.is_showing
+        self.is_showing = True
         try:
             yield
         finally:
@@ -423,18 +429,10 @@ class FieldGroup:
 
     def errors_at(self, path: str) -> list[Exception]:
         "What is wrong with a parameter, or inside it"
-        return [
-            e for at, e in self.draft.errors.items() if at == path or at.startswith((f"{path}.", f"{path}["))
-        ]
+        inside = f"{path}.", f"{path}["
+        return [e for at, e in self.draft.errors.items() if at == path or at.startswith(inside)]
 
 # %% ../../nbs/94_builder/01_form.ipynb #c033
-def problem(error: Exception) -> str:
-    "What went wrong, in its own words, as HTML"
-    speaks = isinstance(error, ValueError | KeyError | NotImplementedError) and str(error)
-    text = str(error) if speaks else f"{type(error).__name__}: {error}"
-    return f"<span class='nip-wrong' role='alert'>{escape(text)}</span>"
-
-
 class Fold:
     "A title that shows or hides what is under it"
 
@@ -454,12 +452,13 @@ class Fold:
         self.button.description = f"{'▾' if self.button.value else '▸'} {title}"
 
     def toggled(self, change=None) -> None:
+        "Show or hide the content, which is made the first time"
         if self.button.value and not self.made:
             self.made = True
             try:
                 self.body.children = list(self.make())
             except Exception as error:  # noqa: BLE001 whatever a component may raise belongs on the page
-                self.body.children = [W.HTML(boxed(problem(error)))]
+                self.body.children = [html_widget(problem(error))]
         self.body.layout.display = None if self.button.value else "none"
         self.rename(self.title)
 
@@ -470,28 +469,30 @@ class Fold:
 
 # %% ../../nbs/94_builder/01_form.ipynb #c036
 FIRST = ("scenario", "trainer", "interaction_protocol", "dataset")  # The choices that the others depend on
-
-
 GENERAL = "experiment"  # Section of what belongs to no group
+ABOUT = {"agents": "who plays, and with what", GENERAL: "seed, sizes, and what belongs to no group"}
 
 
+def about(section: str) -> str:
+    "What a section is about: the first line of the docstring of its class"
+    cls = parameter_groups[section] if section in parameter_groups else None
+    doc = (getattr(cls, "__doc__", None) or "").partition("\n")[0]
+    made_by_dataclass = cls and doc.startswith(f"{cls.__name__}(")
+    return ABOUT.get(section, "" if made_by_dataclass else doc.replace("`", ""))
+
+# %% ../../nbs/94_builder/01_form.ipynb #c037
 class Form(FieldGroup):
-    "Widgets for all hyper-parameters; `hyper_params` is what they say"
+    "Widgets for all hyper-parameters; `hyper_params` is what they hold"
 
     def __init__(self, hyper_params: HyperParameters, on_change: Callable[[], None] = lambda: None):
         super().__init__(Draft(hyper_params, with_changes), on_change)
         self.folds: dict[str, Fold] = {}
         self.agents = AgentsPanel(self)
-        self.query = control(
-            W.Text,
-            "search",
-            "Show the parameters whose name or description has all these words",
-            "400px",
-            placeholder="part of a name, or of what it is about",
-        )
-        self.only_changed = W.Checkbox(
-            description="only what differs from the defaults", indent=False, layout={"width": "auto"}
-        )
+        help = "Show the parameters whose name or description has all these words"
+        hint = "part of a name, or of what it is about"
+        self.query = control(W.Text, "search", help, "400px", placeholder=hint)
+        only = "only what differs from the defaults"
+        self.only_changed = W.Checkbox(description=only, indent=False, layout={"width": "auto"})
         self.status = W.HTML()
         self.first = W.VBox()
         self.body = W.VBox()
@@ -502,87 +503,84 @@ class Form(FieldGroup):
 
     @property
     def hyper_params(self) -> HyperParameters:
-        "What the widgets say; raises what is wrong"
+        "What the widgets hold; raises what is wrong"
         return self.draft.value
 
     def suggestions(self, path: str) -> Iterable[str]:
         dataset_names = getattr(scenarios[self.draft.accepted.scenario], "dataset_names", list)
         return dataset_names() if path == "dataset" else ()
 
+    def section_fields(self, section: str) -> dict[str, tuple[Parameters, str]]:
+        "Address → parameters and name, for the fields of a section"
+        hp = self.draft.accepted
+        if section == GENERAL:
+            names = [name for name in dataclass_specs(HyperParameters) if name not in (*FIRST, "agents")]
+            return {name: (hp, name) for name in names}
+        holders = {section: hp.get(section)}
+        if section == "agents":
+            holders = {f"agents.{agent}": params for agent, params in hp.agents.items()}
+        fields = {}
+        for place, params in holders.items():
+            fields |= {f"{place}.{name}": (params, name) for name in params._specs()}
+        return fields
+
     def everything(self) -> list[str]:
         "Addresses of all parameters that matter"
-        hp = self.draft.accepted
-        paths = [*FIRST, *(n for _, n in self.members(GENERAL))]
-        for name in sections(hp):
-            at = (
-                {f"agents.{a}": p for a, p in hp.agents.items()} if name == "agents" else {name: hp.get(name)}
-            )
-            paths += [f"{place}.{n}" for place, p in at.items() for n in p._specs()]
+        paths = list(FIRST)
+        for section in (GENERAL, *sections(self.draft.accepted)):
+            paths += self.section_fields(section)
         return paths
 
     def found(self) -> list[str] | None:
         "Addresses that the search asks for; None if nothing is asked"
         words = self.query.value.lower().split()
-        only = self.only_changed.value
-        if not (words or only):
+        if not words and not self.only_changed.value:
             return None
+        return [path for path in self.everything() if self.fits(path, words)]
 
-        def told(path):
-            return f"{path} {field_docs(type(self.holder(path))).get(path.rpartition('.')[2], '')}".lower()
-
-        def fits(path):
-            return all(w in told(path) for w in words)
-
-        return [
-            p
-            for p in self.everything()
-            if fits(p) and (not only or differs(self.holder(p), p.rpartition(".")[2]))
-        ]
+    def fits(self, path: str, words: list[str]) -> bool:
+        "Whether a parameter has all `words` in its address or description, and differs if that is asked for"
+        holder = self.holder(path)
+        name = path.rpartition(".")[2]
+        text = f"{path} {field_docs(type(holder)).get(name, '')}".lower()
+        return all(word in text for word in words) and (not self.only_changed.value or differs(holder, name))
 
     def result_rows(self, paths: list[str], limit: int = 40) -> list[W.Widget]:
         "The fields that were found, under their addresses"
-
-        def heading(path):
-            return W.HTML(f'<div class="nip-html nip-quiet"><code>{path}</code></div>')
-
-        rows = [W.VBox([heading(p), self.field(p).root]) for p in paths[:limit]]
-        more = f"{len(paths)} parameters" + (f", the first {limit} of them" if len(paths) > limit else "")
-        return [W.HTML(boxed(more if paths else "No parameter that matters here fits.")), *rows]
+        if not paths:
+            return [html_widget("No parameter that matters here fits.")]
+        more = f", the first {limit} of them" if len(paths) > limit else ""
+        rows = [html_widget(f"{len(paths)} parameters{more}")]
+        for path in paths[:limit]:
+            heading = W.HTML(as_html(Div(Code(path), cls="nip-html nip-quiet")))
+            rows.append(W.VBox([heading, self.field(path).root]))
+        return rows
 
     def section(self, name: str) -> Fold:
         "A section of the form"
         if name not in self.folds:
-            make = self.agents.opened if name == "agents" else (lambda: self.rows(name))
+            make = self.agents.opened if name == "agents" else partial(self.rows, name)
             self.folds[name] = Fold(name, make, f"Show the parameters of {name}")
         return self.folds[name]
 
     def rows(self, name: str) -> list[W.Widget]:
         "Rows of the fields of a section"
-        prefix = "" if name == GENERAL else f"{name}."
-        return [self.field(prefix + n).root for _, n in self.members(name)]
-
-    def members(self, name: str) -> list[tuple[Parameters, str]]:
-        "Pairs (parameters, name of a field) of a section"
-        hp = self.draft.accepted
-        if name == GENERAL:
-            return [(hp, n) for n in dataclass_specs(HyperParameters) if n not in (*FIRST, "agents")]
-        return [
-            (p, n) for p in (hp.agents.values() if name == "agents" else [hp.get(name)]) for n in p._specs()
-        ]
+        return [self.field(path).root for path in self.section_fields(name)]
 
     def title(self, name: str) -> str:
         "Title of a section, with the numbers of what differs and of what is wrong"
-        changed = sum(differs(p, n) for p, n in self.members(name) if p._default(n) is not MISSING)
+        fields = self.section_fields(name).values()
+        changed = sum(p._default(n) is not MISSING and differs(p, n) for p, n in fields)
         wrong = sum(
-            at.startswith(f"{name}.") or (name == GENERAL and "." not in at) for at in self.draft.errors
+            at.partition(".")[0] == name or (name == GENERAL and "." not in at) for at in self.draft.errors
         )
-        marks = f"  ● {changed}" * bool(changed) + f"  ✗ {wrong}" * bool(wrong)
-        return f"{name}: {about(name)}{marks}" if about(name) else f"{name}{marks}"
+        title = f"{name}: {about(name)}" if about(name) else name
+        return title + f"  ● {changed}" * bool(changed) + f"  ✗ {wrong}" * bool(wrong)
 
     def show(self) -> None:
         "Show what the draft holds"
         with self.showing():
-            self.forget_what_is_gone()
+            self.drop_stale_fields()
             names = [GENERAL, *sections(self.draft.accepted)]
             for name in names:
                 self.section(name).rename(self.title(name))
@@ -591,53 +589,37 @@ class Form(FieldGroup):
                 field.show()
             self.first.children = [self.field(name).root for name in FIRST]
             found = self.found()
-            self.body.children = (
-                [self.section(n).root for n in names] if found is None else self.result_rows(found)
-            )
+            all_sections = [self.section(name).root for name in names]
+            self.body.children = all_sections if found is None else self.result_rows(found)
             self.status.value = self.status_html()
 
-    def forget_what_is_gone(self) -> None:
-        "Drop fields of agents or parameters that are not there any more, and the data sets of another scenario"
-        for path in list(self.fields):
+    def drop_stale_fields(self) -> None:
+        "Drop fields of agents or parameters that are not there any more, and sections that had them"
+        for path, field in list(self.fields.items()):
             try:
-                there = self.holder(path)._specs().get(path.rpartition(".")[2]) is self.fields[path].spec
+                is_there = self.holder(path)._specs().get(field.name) is field.spec
             except (ParameterError, AttributeError):
-                there = False
-            if not there:
+                is_there = False
+            if not is_there:
                 del self.fields[path]
-        for name in [
-            n
-            for n in self.folds
-            if n in parameter_groups and self.folds[n].made and not self.field_is_there(n)
-        ]:
-            del self.folds[name]
+        for name, fold in list(self.folds.items()):
+            if name in parameter_groups and fold.made and not self.has_all_fields(name):
+                del self.folds[name]
 
-    def field_is_there(self, group: str) -> bool:
-        return all(f"{group}.{n}" in self.fields for n in getattr(self.draft.accepted, group)._specs())
+    def has_all_fields(self, group: str) -> bool:
+        "Whether there is a field for each parameter of a group"
+        return all(f"{group}.{name}" in self.fields for name in getattr(self.draft.accepted, group)._specs())
 
     def status_html(self) -> str:
         "Whether all is valid, and what is not"
         if errors := self.draft.errors.values():
-            items = "".join(f"<li>{escape(str(e))}</li>" for e in errors)
-            return boxed(f'<div class="nip-wrong" role="alert">✗ not valid yet<ul>{items}</ul></div>')
-        remark = f' <span class="nip-quiet">{escape(self.draft.remark)}</span>' if self.draft.remark else ""
-        return boxed(f'<span class="nip-right">✓ valid</span>{remark}')
-
-# %% ../../nbs/94_builder/01_form.ipynb #c039
-ABOUT = {"agents": "who plays, and with what", GENERAL: "seed, sizes, and what belongs to no group"}
-
-
-def about(name: str) -> str:
-    "What a section is about: the first line of the docstring of its class"
-    cls = parameter_groups[name] if name in parameter_groups else None
-    doc = (getattr(cls, "__doc__", None) or "").partition("\n")[0]
-    made_by_dataclass = cls and doc.startswith(f"{cls.__name__}(")
-    return ABOUT.get(name, "" if made_by_dataclass else doc.replace("`", ""))
+            items = Ul(*[Li(str(error)) for error in errors])
+            return boxed(Div("✗ not valid yet", items, cls="nip-wrong", role="alert"))
+        remark = Span(f" {self.draft.remark}", cls="nip-quiet") if self.draft.remark else ""
+        return boxed(Span("✓ valid", cls="nip-right"), remark)
 
 # %% ../../nbs/94_builder/01_form.ipynb #c042
 ALL_AGENTS = "_default"
-
-
 MODES = {"as default": "default", "parameters of its own": "own", "random": "random"}
 
 
@@ -655,54 +637,62 @@ class AgentsPanel:
         self.mode.observe(self.mode_chosen, "value")
 
     def opened(self) -> list[W.Widget]:
+        "The content of the section, when it is opened"
         with self.form.showing():
             self.show()
         return [self.root]
 
     def chosen(self, change) -> None:
+        "Show the agent that was chosen"
         if not self.form.is_showing:
             self.form.show()
 
     def mode_chosen(self, change) -> None:
-        if not self.form.is_showing:
-            default = self.form.draft.accepted.agents[ALL_AGENTS]
-            own = {} if default.is_random or self.who.value == ALL_AGENTS else default.to_dict()
-            values = {"default": None, "own": own, "random": {"is_random": True}}
-            self.form.set(f"agents.{self.who.value}", values[self.mode.value])
+        "Give the agent parameters as the mode says"
+        if self.form.is_showing:
+            return
+        default = self.form.draft.accepted.agents[ALL_AGENTS]
+        own = {} if default.is_random or self.who.value == ALL_AGENTS else default.to_dict()
+        values = {"default": None, "own": own, "random": {"is_random": True}}
+        self.form.set(f"agents.{self.who.value}", values[self.mode.value])
 
     def show(self) -> None:
         "Show the agents of the draft"
-        hp = self.form.draft.accepted
-        names = [ALL_AGENTS, *build_protocol_handler(hp).agent_names]
-        label = {ALL_AGENTS: "all that are not named"}
-        options = [(label.get(n, n) + " ●" * (n in hp.agents.named), n) for n in names]
-        if list(self.who.options) != options:
-            was = self.who.value
-            self.who.options = options
-            self.who.tooltips = [f"Parameters of {label.get(n, n)}" for n in names]
-            self.who.value = was if was in names else ALL_AGENTS
+        agents = self.form.draft.accepted.agents
+        self.offer_agents()
         agent = self.who.value
-        modes = [(text, m) for text, m in MODES.items() if m != "default" or agent != ALL_AGENTS]
+        modes = [(text, mode) for text, mode in MODES.items() if mode != "default" or agent != ALL_AGENTS]
         if list(self.mode.options) != modes:
             self.mode.options = modes
-        params = hp.agents.data.get(agent)
+        params = agents.data.get(agent)
         self.mode.value = "default" if params is None else "random" if params.is_random else "own"
         if "agents" in self.form.folds and self.form.folds["agents"].made:
             self.rows.children = self.fields_of(agent) if params is not None else []
 
+    def offer_agents(self) -> None:
+        "Tabs for the agents of the protocol, with a dot for those that have parameters of their own"
+        hp = self.form.draft.accepted
+        names = [ALL_AGENTS, *build_protocol_handler(hp).agent_names]
+        labels = {name: name for name in names} | {ALL_AGENTS: "all that are not named"}
+        options = [(labels[name] + " ●" * (name in hp.agents.named), name) for name in names]
+        if list(self.who.options) != options:
+            before = self.who.value
+            self.who.options = options
+            self.who.tooltips = [f"Parameters of {labels[name]}" for name in names]
+            self.who.value = before if before in names else ALL_AGENTS
+
     def fields_of(self, agent: str) -> list[W.Widget]:
         "Fields of an agent's parameters, under the classes that they come from"
         params = self.form.draft.accepted.agents.data[agent]
+        home = {}
+        for cls in reversed(type(params).__mro__):
+            home |= dict.fromkeys(vars(cls).get("__annotations__", ()), cls)
         rows = []
         last = None
-        home = {n: c for c in reversed(type(params).__mro__) for n in vars(c).get("__annotations__", ())}
         for name in params._specs():
             if home.get(name) is not last:
                 last = home.get(name)
-                rows.append(
-                    W.HTML(
-                        f'<div class="nip-html"><b>{escape((last.__doc__ or last.__name__).partition(chr(10))[0])}</b></div>'
-                    )
-                )
+                heading = (last.__doc__ or last.__name__).partition("\n")[0]
+                rows.append(W.HTML(as_html(Div(B(heading), cls="nip-html"))))
             rows.append(self.form.field(f"agents.{agent}.{name}").root)
         return rows

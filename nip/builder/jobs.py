@@ -6,43 +6,47 @@
 from __future__ import annotations
 
 import io
-import ipywidgets as W
+import math
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from html import escape
-from ..analysis.transcripts import EpisodeTail, said_of
-from .widgets import beside, button, control
-from ..core.display import boxed, picture
-from ..runs.run import Run
-from ..training.trainer import StopRequest
+from itertools import chain
 from time import monotonic
-from tqdm.std import tqdm
 from typing import Any
 
+import ipywidgets as W
+from fastcore.xml import FT, Div, P
+from tqdm.std import tqdm
+
+from ..analysis.transcripts import EpisodeTail, said_of
+from .widgets import beside, button, control
+from ..core.display import as_html, boxed, picture
+from ..runs.run import Run
+from ..training.trainer import StopRequest
+
 # %% auto #0
-__all__ = ['USUAL', 'LINE', 'Bar', 'Job', 'clock', 'panels', 'smoothed', 'shortened', 'thinned', 'curves', 'lines_of',
-           'draw_curves', 'JobPanel', 'job_html']
+__all__ = ['USUAL', 'LINE', 'Bar', 'Job', 'panels', 'smoothed', 'shortened', 'thinned', 'curves', 'lines_of', 'draw_curves',
+           'clock', 'progress_bar', 'job_html', 'JobPanel']
 
 # %% ../../nbs/94_builder/05_jobs.ipynb #c005
 class Bar(tqdm):
-    "A progress bar that tells a job how far things are"
+    "A progress bar that reports to a job"
 
     def __init__(self, *args, job: Job, **kwargs):
         self.job = job
         super().__init__(*args, **kwargs | {"file": io.StringIO(), "mininterval": job.interval})
 
     def display(self, *args, **kwargs) -> None:
-        self.job.told(self.format_dict)
+        self.job.report(self.format_dict)
 
     def update(self, n=1):
-        self.job.breathe()
+        self.job.wait_or_stop()
         return super().update(n)
 
     def __iter__(self):
         for item in super().__iter__():
-            self.job.breathe()
+            self.job.wait_or_stop()
             yield item
 
 # %% ../../nbs/94_builder/05_jobs.ipynb #c007
@@ -53,43 +57,43 @@ class Job:
         self,
         title: str,
         work: Callable[[Job], Any],
-        saves: bool = False,
-        on_change: Callable[[Job], None] = lambda job: None,
+        saves: bool = False,  # Whether the work can be saved and resumed
+        on_change: Callable[[Job], None] = lambda job: None,  # Called with each report of progress
     ):
         self.title = title
         self.work = work
         self.saves = saves
         self.on_change = on_change
-        # ended: "done", "stopped" or "failed"
-        self.ended = None
+        self.ended = None  # "done", "stopped" or "failed"
         self.result = None
         self.error = None
         self.progress: dict[str, Any] = {}  # As tqdm's `format_dict`
         self.stop_request = StopRequest()
-        self.may_work = threading.Event()
-        # interval: seconds between two reports
         self.times_stopped = 0
-        self.interval = 0.2
+        self.interval = 0.2  # Seconds between two reports
+        self.may_work = threading.Event()
         self.may_work.set()
         self.thread = threading.Thread(target=self.run, name=f"nip: {title}", daemon=True)
 
     def start(self) -> Job:
+        "Begin to work"
         self.thread.start()
         return self
 
     def run(self) -> None:
+        "Work, and keep what came of it; called in the thread"
         try:
             self.result = self.work(self)
             self.ended = "stopped" if self.stop_request else "done"
         except KeyboardInterrupt:
             self.ended = "stopped"
-        except Exception as error:  # noqa: BLE001 told to whoever looks at the job
+        except Exception as error:  # noqa: BLE001 it is raised by `wait`, and shown
             self.error = error
             self.ended = "failed"
-        self.tell()
+        self.notify()
 
-    def tell(self) -> None:
-        "Tell whoever looks on; what goes wrong there is no matter of the work's"
+    def notify(self) -> None:
+        "Call `on_change`; an error there is a warning, and does not disturb the work"
         try:
             self.on_change(self)
         except Exception as error:  # noqa: BLE001 a picture is not worth a run
@@ -108,7 +112,7 @@ class Job:
         return self.ended or ("running" if self.may_work.is_set() else "paused")
 
     def wait(self, timeout: float | None = None) -> Job:
-        "Wait until it is over; raises what it raised, and `TimeoutError` if it takes longer than `timeout` seconds"
+        "Wait until it is over; raises the error of the work, and `TimeoutError` after `timeout` seconds"
         self.thread.join(timeout)
         if self.thread.is_alive():
             raise TimeoutError(f"{self.title} is not over after {timeout} s")
@@ -116,30 +120,33 @@ class Job:
             raise self.error
         return self
 
-    def told(self, progress: Mapping[str, Any]) -> None:
+    def report(self, progress: Mapping[str, Any]) -> None:  # As tqdm's `format_dict`
+        "Note how far the work is"
         self.progress = dict(progress)
-        self.tell()
+        self.notify()
 
-    def breathe(self) -> None:
-        "Called often by the work: waits while the job is paused, and breaks off where that was asked for"
+    def wait_or_stop(self) -> None:
+        "Called often by the work: waits while the job is paused; raises `KeyboardInterrupt` to stop at once"
         self.may_work.wait()
         if self.times_stopped > self.saves:
             raise KeyboardInterrupt
 
     def pause(self) -> None:
+        "Let the work wait until `resume` is called"
         self.may_work.clear()
-        self.tell()
+        self.notify()
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
+        "Go back to work after a pause"
         self.may_work.set()
-        self.tell()
+        self.notify()
 
     def stop(self) -> None:
         "Stop as soon as what is there is saved; the second time, at once"
         self.times_stopped += 1
         self.stop_request.stop()
         self.may_work.set()
-        self.tell()
+        self.notify()
 
     @property
     def bar(self) -> Callable:
@@ -158,16 +165,12 @@ class Job:
 
     @property
     def time_left(self) -> float | None:
-        "Seconds that are left of what is being done now; None if nobody knows"
+        "Seconds that are left of what is being done now; None if unknown"
         p = self.progress
-        rate = p.get("rate") or (p["n"] / p["elapsed"] if p.get("elapsed") and p.get("n") else None)
-        return (p["total"] - p["n"]) / rate if rate and p.get("total") else None
-
-# %% ../../nbs/94_builder/05_jobs.ipynb #c010
-def clock(seconds: float) -> str:
-    "`75` → `1:15`"
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
+        if not (p.get("total") and p.get("n")):
+            return None
+        rate = p.get("rate") or (p["n"] / p["elapsed"] if p.get("elapsed") else None)
+        return (p["total"] - p["n"]) / rate if rate else None
 
 # %% ../../nbs/94_builder/05_jobs.ipynb #c021
 USUAL = ("mean_accuracy", "mean_episode_reward")  # What one wants to see first
@@ -177,7 +180,8 @@ LINE = 0.17  # Height of a name in a legend, in inches
 def panels(rows: Mapping[int, Mapping[str, float]]) -> dict[str, list[str]]:
     "Panel → the metrics in it"
     found: dict[str, list[str]] = {}
-    for name in dict.fromkeys(n for row in list(rows.values())[:1] + list(rows.values())[-1:] for n in row):
+    first_and_last = [*rows.values()][:1] + [*rows.values()][-1:]
+    for name in dict.fromkeys(chain.from_iterable(first_and_last)):
         if not name.startswith("test_"):
             found.setdefault(name.rpartition(".")[2], []).append(name)
     return found
@@ -185,11 +189,11 @@ def panels(rows: Mapping[int, Mapping[str, float]]) -> dict[str, list[str]]:
 
 def smoothed(values: list[float], window: int) -> list[float]:
     "Mean over the last `window` values, as far as there are any, NaN left out"
-    out = []
+    means = []
     for i in range(len(values)):
-        near = [v for v in values[max(0, i - window + 1) : i + 1] if v == v]
-        out.append(sum(near) / len(near) if near else float("nan"))
-    return out
+        near = [v for v in values[max(0, i - window + 1) : i + 1] if not math.isnan(v)]
+        means.append(sum(near) / len(near) if near else math.nan)
+    return means
 
 
 def shortened(name: str, limit: int = 32) -> str:
@@ -209,53 +213,90 @@ def curves(
     window: int = 5,  # Steps that are averaged
 ) -> str:
     "Curves of one run, or of several, as HTML"
-    there: dict[str, list[str]] = {}
+    recorded: dict[str, list[str]] = {}
     for rows in runs.values():
         for panel, names in panels(rows).items():
-            there[panel] = list(dict.fromkeys([*there.get(panel, []), *names]))
-    chosen = [p for p in shown if p in there] or list(there)[:2]
+            known = recorded.get(panel, [])
+            recorded[panel] = [*known, *(name for name in names if name not in known)]
+    chosen = [panel for panel in shown if panel in recorded] or list(recorded)[:2]
     if not chosen:
-        return boxed("<p class='nip-quiet'>No metrics yet.</p>")
-    most = max(len(lines_of(runs, there[p])) for p in chosen)
-
-    def draw(figure):
-        return draw_curves(figure, runs, {p: there[p] for p in chosen}, window)
-
-    return boxed(
-        picture(draw, 4.2 * len(chosen), 2.8 + LINE * most * (most > 4), f"curves of {', '.join(chosen)}")
-    )
+        return boxed(P("No metrics yet.", cls="nip-quiet"))
+    lines = {panel: lines_of(runs, recorded[panel]) for panel in chosen}
+    most = max(map(len, lines.values()))
+    height = 2.8 + LINE * most * (most > 4)
+    draw = partial(draw_curves, lines=lines, window=window)
+    return boxed(picture(draw, 4.2 * len(chosen), height, f"curves of {', '.join(chosen)}"))
 
 
 def lines_of(runs, names: list[str]) -> dict[str, list[tuple[int, float]]]:
-    "Label → points (step, value) of the lines of a panel; a label says what tells lines apart, the run or the agent"
+    "Label → points (step, value) of the lines of a panel; the label names the run, where there are several, and the agent"
     lines = {}
     for run, rows in runs.items():
         for name in names:
-            said = [run] * (len(runs) > 1) + [name.rpartition(".")[0]] * ("." in name)
-            if points := thinned([(s, row[name]) for s, row in sorted(rows.items()) if name in row]):
-                lines[": ".join(map(shortened, said))] = points
+            parts = [run] if len(runs) > 1 else []
+            if "." in name:
+                parts.append(name.rpartition(".")[0])
+            points = [(step, row[name]) for step, row in sorted(rows.items()) if name in row]
+            if points:
+                lines[": ".join(map(shortened, parts))] = thinned(points)
     return lines
 
 # %% ../../nbs/94_builder/05_jobs.ipynb #c024
-def draw_curves(figure, runs, chosen: dict[str, list[str]], window: int) -> None:
-    "A panel each on a matplotlib figure; many names stand below the curves"
-    panels_of = {panel: lines_of(runs, names) for panel, names in chosen.items()}
-    most = max(map(len, panels_of.values()))
+def draw_curves(
+    figure,  # matplotlib's
+    lines: dict[str, dict[str, list[tuple[int, float]]]],  # Panel → label → points
+    window: int,  # Steps that are averaged
+) -> None:
+    "A panel each; many labels stand below the curves"
+    most = max(map(len, lines.values()))
     ratios = [2.8, LINE * most] if most > 4 else [1]
-    axes = figure.subplots(len(ratios), len(chosen), squeeze=False, height_ratios=ratios)
-    for column, (panel, lines) in enumerate(panels_of.items()):
+    axes = figure.subplots(len(ratios), len(lines), squeeze=False, height_ratios=ratios)
+    for column, (panel, curves) in enumerate(lines.items()):
         ax = axes[0, column]
-        for label, points in lines.items():
+        for label, points in curves.items():
             steps, values = zip(*points)
             ax.plot(steps, smoothed(list(values), window), lw=1.6, label=label or None)
         ax.set(xlabel="iteration", title=panel.replace("_", " "))
         ax.grid(alpha=0.25)
         if most > 4:
             axes[1, column].axis("off")
-        if any(lines):
-            axes[-1, column].legend(
-                *ax.get_legend_handles_labels(), fontsize=8, loc="upper left" if most > 4 else "best"
-            )
+        if any(curves):
+            place = "upper left" if most > 4 else "best"
+            axes[-1, column].legend(*ax.get_legend_handles_labels(), fontsize=8, loc=place)
+
+# %% ../../nbs/94_builder/05_jobs.ipynb #c028
+def clock(seconds: float) -> str:
+    "`75` → `1:15`"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def progress_bar(label: str, share: float) -> FT:  # 0 to 1
+    "A bar that screen readers announce"
+    percent = 100 * share
+    look = f"height:8px;border-radius:4px;width:{percent:.1f}%;background:var(--jp-brand-color1,#1976d2)"
+    ground = "height:8px;max-width:640px;border-radius:4px;background:var(--jp-border-color2,#8884)"
+    return Div(Div(style=look), role="progressbar", aria_label=label, aria_valuemin="0", aria_valuemax="100",
+               aria_valuenow=f"{percent:.0f}", style=ground)  # fmt: skip
+
+
+def job_html(job: Job) -> str:
+    "How far a job is, as text and as a bar"
+    p = job.progress
+    parts = [job.title]
+    if job.state != "running":
+        parts.append(job.state)
+    if p and not job.is_over:
+        total = f"/{p['total']}" if p.get("total") else ""
+        parts.append(f"{p['prefix'] or ''} {p['n']}{total}")
+    if job.time_left is not None and not job.is_over:
+        parts.append(f"{clock(job.time_left)} left")
+    if p and p.get("postfix"):
+        parts.append(p["postfix"])
+    bar = None if job.is_over else progress_bar(job.title, job.share)
+    failure = Div(str(job.error) or repr(job.error), cls="nip-wrong", role="alert") if job.error else None
+    return boxed(as_html(" · ".join(map(str, parts)), bar, failure))
 
 # %% ../../nbs/94_builder/05_jobs.ipynb #c027
 class JobPanel:
@@ -266,47 +307,45 @@ class JobPanel:
         self.run = None
         self.on_end = on_end
         self.next_drawing = 0.0
-
-        def pause():
-            return self.job.go_on() if self.job.state == "paused" else self.job.pause()
-
-        self.pause = button(
-            "Pause", "Stop working for a while; nothing is lost", pause, "pause", disabled=True
-        )
-        self.stop = button(
-            "Stop",
-            "Save and stop after this iteration; press again to stop at once",
-            lambda: self.job.stop(),
-            "stop",
-            disabled=True,
-        )
-        self.told = W.HTML()
-        self.shown = control(
-            W.SelectMultiple, "curves", "Metrics to draw; hold Ctrl to choose several", rows=5
-        )
+        help = "Stop working for a while; nothing is lost"
+        self.pause = button("Pause", help, self.pause_or_resume, "pause", disabled=True)
+        help = "Save and stop after this iteration; press again to stop at once"
+        self.stop = button("Stop", help, lambda: self.job.stop(), "stop", disabled=True)
+        help = "Metrics to draw; hold Ctrl to choose several"
+        self.shown = control(W.SelectMultiple, "curves", help, rows=5)
         self.shown.observe(lambda change: self.draw(), "value")
-        self.picture, self.options = W.HTML(), W.VBox([self.shown], layout={"display": "none"})
+        self.status = W.HTML()
+        self.picture = W.HTML()
+        self.options = W.VBox([self.shown], layout={"display": "none"})
         self.games = None
-        self.heard = W.HTML()
+        self.latest_episode = W.HTML()
         self.buttons = beside(self.pause, self.stop)
-        self.details = W.VBox([self.picture, self.options, self.heard])
-        self.root = W.VBox([self.told, self.buttons, self.details], layout={"display": "none"})
+        self.details = W.VBox([self.picture, self.options, self.latest_episode])
+        self.root = W.VBox([self.status, self.buttons, self.details], layout={"display": "none"})
 
     @property
     def is_busy(self) -> bool:
+        "Whether a job is at work"
         return self.job is not None and not self.job.is_over
+
+    def pause_or_resume(self) -> None:
+        "Pause the job, or let it go back to work"
+        if self.job.state == "paused":
+            self.job.resume()
+        else:
+            self.job.pause()
 
     def start(
         self, title: str, work: Callable[[Job], Any], saves: bool = False, run: Run | None = None
     ) -> Job:
-        "Start a job; `RuntimeError` if there is one already. The curves of its `run`, if it is one, are drawn as they come"
+        "Start a job; raises `RuntimeError` if one is at work. The curves of its `run`, if it is one, are drawn as they come"
         if self.is_busy:
             raise RuntimeError(f"{self.job.title} is still at work; wait, or stop it")
         self.run = run
         self.next_drawing = 0.0
         self.picture.value = ""
         self.games = run and EpisodeTail(run)
-        self.heard.value = ""
+        self.latest_episode.value = ""
         self.job = Job(title, work, saves, self.show)
         self.root.layout.display = None
         self.show(self.job)
@@ -314,27 +353,27 @@ class JobPanel:
 
     def show(self, job: Job) -> None:
         "Show how far the job is"
-        self.told.value = job_html(job)
+        self.status.value = job_html(job)
         self.pause.disabled = self.stop.disabled = job.is_over
         self.buttons.layout.display = "none" if job.is_over else None
-        self.pause.description, self.pause.icon = (
-            ("Go on", "play") if job.state == "paused" else ("Pause", "pause")
-        )
+        is_paused = job.state == "paused"
+        self.pause.description = "Resume" if is_paused else "Pause"
+        self.pause.icon = "play" if is_paused else "pause"
         self.stop.description = "Stop at once" if job.times_stopped and not job.is_over else "Stop"
         if self.run and (job.is_over or monotonic() > self.next_drawing):
             began = monotonic()
             self.draw()
-            self.listen()
+            self.show_latest_episode()
             self.next_drawing = monotonic() + max(1.0, 10 * (monotonic() - began))
         if job.is_over:
             self.on_end(job)
 
-    def listen(self) -> None:
-        "Show the game of words that was played last, where there is one"
+    def show_latest_episode(self) -> None:
+        "Show the text episode that was played last, where there is one"
         if (found := self.games.latest()) is not None:
             game, number = found
-            head = f"{number} games so far ({said_of(game.name)}); the last one:"
-            self.heard.value = boxed(f"<p>{escape(head)}</p>{game.view()}")
+            head = P(f"{number} episodes so far ({said_of(game.name)}); the last one:")
+            self.latest_episode.value = boxed(head, game.view())
 
     def draw(self) -> None:
         "Draw the curves"
@@ -346,27 +385,3 @@ class JobPanel:
                 self.shown.value = tuple(n for n in USUAL if n in names)
                 self.options.layout.display = None
             self.picture.value = curves({self.run.id: rows}, self.shown.value or USUAL)
-
-# %% ../../nbs/94_builder/05_jobs.ipynb #c028
-def job_html(job: Job) -> str:
-    "How far a job is, in words and as a bar"
-    p = job.progress
-    share = job.share
-    words = {"done": "done", "stopped": "stopped", "failed": "failed", "paused": "paused"}.get(job.state, "")
-    now = (
-        f"{p['prefix'] or ''} {p['n']}{'/' + str(p['total']) if p.get('total') else ''}"
-        if p and not job.is_over
-        else ""
-    )
-    left = f"{clock(job.time_left)} left" if job.time_left is not None and not job.is_over else ""
-    more = (p.get("postfix") or "") if p else ""
-    line = " · ".join(escape(str(w)) for w in (job.title, words, now, left, more) if w)
-    bar = (f'<div role="progressbar" aria-label="{escape(job.title)}" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{100 * share:.0f}" '
-           f'style="height:8px;max-width:640px;border-radius:4px;background:var(--jp-border-color2,#8884)"><div style="height:8px;border-radius:4px;'
-           f'width:{100 * share:.1f}%;background:var(--jp-brand-color1,#1976d2)"></div></div>')  # fmt: skip
-    wrong = (
-        f'<div class="nip-wrong" role="alert">{escape(str(job.error) or repr(job.error))}</div>'
-        if job.error
-        else ""
-    )
-    return boxed(f"{line}{'' if job.is_over else bar}{wrong}")

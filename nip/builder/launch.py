@@ -5,14 +5,19 @@
 # %% ../../nbs/94_builder/06_launch.ipynb #c002
 from __future__ import annotations
 
-import ipywidgets as W
 import threading
 from collections.abc import Callable
-from html import escape
-from .form import Draft, FieldGroup, Fold, members, problem
+from functools import partial
+from types import NoneType
+from typing import Any, get_origin
+
+import ipywidgets as W
+from fastcore.xml import B, Details, P, Summary
+
+from .form import Draft, FieldGroup, Fold, members
 from .jobs import Job, JobPanel
-from .widgets import Notice, beside, button
-from ..core.display import boxed, html_table
+from .widgets import Notice, beside, button, problem
+from ..core.display import as_html, boxed, html_table
 from ..experiments.estimate import estimate
 from ..experiments.run import Result, resume_experiment, run_experiment
 from ..parameters.hyper_params import HyperParameters, scenarios
@@ -21,11 +26,10 @@ from ..parameters.validation import Spec, differs
 from ..runs.run import Run
 from ..runs.store import RunStore
 from ..scenarios.text import TextScenario
-from types import NoneType
-from typing import Any, get_origin
 
 # %% auto #0
-__all__ = ['CHIEF', 'TYPABLE', 'HEADLINES', 'can_be_typed', 'SettingsForm', 'told', 'Launch', 'outcome']
+__all__ = ['CHIEF', 'TYPABLE', 'HEADLINES', 'can_be_typed', 'SettingsForm', 'changed_settings', 'with_changed_settings', 'Launch',
+           'outcome_html']
 
 # %% ../../nbs/94_builder/06_launch.ipynb #c006
 CHIEF = ("run_id", "tags", "group", "notes", "trackers", "device")  # What is most often set
@@ -43,32 +47,31 @@ class SettingsForm(FieldGroup):
     "Widgets for `ExperimentSettings`"
 
     def __init__(self, on_change: Callable[[], None] = lambda: None):
-        def change(settings, changes):
-            return (ExperimentSettings(**told(settings) | changes), "")
-
-        super().__init__(Draft(ExperimentSettings(), change), on_change)
+        super().__init__(Draft(ExperimentSettings(), with_changed_settings), on_change)
         self.names = [n for n, spec in ExperimentSettings._specs().items() if can_be_typed(spec)]
+        self.more = Fold("more settings", self.more_rows, "Show all settings of a run")
+        self.root = W.VBox([*(self.field(name).root for name in CHIEF), self.more.root])
 
-        def row(name):
-            return self.field(name).root
-
-        more = Fold(
-            "more settings",
-            lambda: [row(n) for n in self.names if n not in CHIEF],
-            "Show all settings of a run",
-        )
-        self.root = W.VBox([*map(row, CHIEF), more.root])
-        self.more = more
+    def more_rows(self) -> list[W.Widget]:
+        "Rows of the settings that are seldom set"
+        return [self.field(name).root for name in self.names if name not in CHIEF]
 
     @property
     def settings(self) -> dict[str, Any]:
         "Arguments of `run_experiment`: what is not as by default; raises what is wrong"
-        return told(self.draft.value)
+        return changed_settings(self.draft.value)
 
 
-def told(settings: ExperimentSettings) -> dict[str, Any]:
+def changed_settings(settings: ExperimentSettings) -> dict[str, Any]:
     "Settings that are not at their defaults"
     return {name: getattr(settings, name) for name in settings._specs() if differs(settings, name)}
+
+
+def with_changed_settings(
+    settings: ExperimentSettings, changes: dict[str, Any]
+) -> tuple[ExperimentSettings, str]:
+    "`settings` with changes by name, and an empty remark"
+    return ExperimentSettings(**changed_settings(settings) | changes), ""
 
 # %% ../../nbs/94_builder/06_launch.ipynb #c009
 class Launch:
@@ -86,20 +89,19 @@ class Launch:
         self.form = SettingsForm()
         self.result = None
         help = "Train in the background; the notebook stays usable"
-        train = lambda: self.attempt(self.train)
-        go_on = lambda: self.attempt(lambda: self.go_on(self.result.run))
+        train = partial(self.attempt, self.train)
         self.button = button("Train", help, train, "play", button_style="primary")
-        help = "Go on with the run that was stopped, from its last checkpoint"
-        self.resume = button("Go on", help, go_on, "step-forward")
+        help = "Resume the run that was stopped, from its last checkpoint"
+        self.resume = button("Resume", help, partial(self.attempt, self.resume_last), "step-forward")
         self.resume.layout.display = "none"
         help = "What it would take, before it is begun: time and memory, or the price of language models"
-        self.ask = button("Estimate", help, lambda: self.attempt(self.foretell), "hourglass-half")
+        self.ask = button("Estimate", help, partial(self.attempt, self.begin_estimate), "hourglass-half")
         self.what = Notice()
         self.notice = Notice()
         self.outcome = W.HTML()
         self.estimated = W.HTML()
-        self.estimate_of = None
-        self.work = threading.Thread()
+        self.estimate_of = None  # Hyper-parameters
+        self.work = threading.Thread()  # Estimates
         controls = beside(self.button, self.resume, self.ask, self.notice)
         self.root = W.VBox([self.what, self.form.root, controls, self.estimated, self.outcome])
         self.describe()
@@ -118,15 +120,15 @@ class Launch:
         except Exception as error:  # noqa: BLE001 what is half typed may be wrong in any way
             self.what.say(str(error), wrong=True)
 
-    def foretell(self) -> None:
-        "Begin to say what it would take, as soon as `work`, a thread, has found it out"
+    def begin_estimate(self) -> None:
+        "Begin to estimate what it would take; `work` is the thread that does"
         if self.work.is_alive():
             return
         hyper_params = self.hyper_params()
         settings = ExperimentSettings(**self.settings)
         hyper_params.validate()
         self.estimate_of = hyper_params
-        self.estimated.value = boxed("<p class='nip-quiet'>Estimating …</p>")
+        self.estimated.value = boxed(P("Estimating …", cls="nip-quiet"))
         self.work = threading.Thread(target=self.find, args=(hyper_params, settings), daemon=True)
         self.work.start()
 
@@ -136,16 +138,17 @@ class Launch:
         if hp is not None and hp != self.estimate_of:
             self.estimated.value = ""
             if issubclass(scenarios[hp.scenario], TextScenario):
-                self.attempt(self.foretell)
+                self.attempt(self.begin_estimate)
 
     def find(self, hyper_params: HyperParameters, settings: ExperimentSettings) -> None:
+        "Estimate, and show what was found"
         try:
             self.estimated.value = boxed(estimate(hyper_params, settings)._repr_html_())
         except Exception as error:  # noqa: BLE001 whatever an experiment may raise belongs on the page
             self.estimated.value = boxed(problem(error))
 
-    def attempt(self, begin: Callable[[], Job]) -> Job | None:
-        "What `begin` begins; None if something is wrong, which is said"
+    def attempt(self, begin: Callable[[], Job | None]) -> Job | None:
+        "What `begin` begins; None if something is wrong, which is shown"
         try:
             return begin()
         except Exception as error:  # noqa: BLE001 what is half typed may be wrong in any way
@@ -163,20 +166,24 @@ class Launch:
 
         return self.begin(f"training {name}", work, None if settings.get("test_run") else name)
 
-    def go_on(self, run: Run) -> Job:
-        "Go on with a run that was stopped"
+    def resume_last(self) -> Job:
+        "Resume the run that was trained last"
+        return self.resume_run(self.result.run)
+
+    def resume_run(self, run: Run) -> Job:
+        "Resume a run that was stopped"
 
         def work(job):
             return resume_experiment(run, **{"stop_after": None} | job.settings)
 
-        return self.begin(f"going on with {run.id}", work, run.id)
+        return self.begin(f"resuming {run.id}", work, run.id)
 
     def begin(self, title: str, work: Callable[[Job], Result], name: str | None) -> Job:
         "Start a job whose result is to be kept; without a `name` nothing of it is on disk"
 
         def kept(job):
             self.result = work(job)
-            self.outcome.value = boxed(outcome(self.result))
+            self.outcome.value = boxed(outcome_html(self.result))
             self.resume.layout.display = None if self.result.status == "interrupted" and name else "none"
             return self.result
 
@@ -191,13 +198,15 @@ class Launch:
 HEADLINES = ("mean_accuracy", "worst_datapoint_accuracy", "mean_episode_length")
 
 
-def outcome(result: Result) -> str:
-    "What came of a run, as HTML: measures of the final test, or of the last iteration where there was none"
-    tested = {k: v for k, v in result.metrics.items() if k.startswith("test_")} or result.metrics
-    of_all = {k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in tested.items() if "." not in k}
-    chief = [k for k in of_all if k.removeprefix("test_") in HEADLINES] or list(of_all)[:3]
-    name = result.run.id if result.run else "test run"
-    said = " · ".join(escape(f"{k} {of_all[k]}") for k in chief)
-    table = html_table(["metric", "value"], [[escape(k), escape(v)] for k, v in of_all.items()])
-    all_of_them = f"<details><summary>all metrics</summary>{table}</details>"
-    return f"<p><b>{escape(name)}: {result.status}</b> · {said}</p>{all_of_them}"
+def outcome_html(result: Result) -> str:
+    "What came of a run: measures of the final test, or of the last iteration where there was none"
+    tested = {name: value for name, value in result.metrics.items() if name.startswith("test_")}
+    shown = {}
+    for name, value in (tested or result.metrics).items():
+        if "." not in name:  # of no single agent
+            shown[name] = f"{value:.4g}" if isinstance(value, float) else str(value)
+    chief = [name for name in shown if name.removeprefix("test_") in HEADLINES] or list(shown)[:3]
+    title = B(f"{result.run.id if result.run else 'test run'}: {result.status}")
+    headline = " · ".join(f"{name} {shown[name]}" for name in chief)
+    table = html_table(["metric", "value"], [map(as_html, item) for item in shown.items()])
+    return as_html(P(title, f" · {headline}"), Details(Summary("all metrics"), table))

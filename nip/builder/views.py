@@ -5,19 +5,26 @@
 # %% ../../nbs/94_builder/03_views.ipynb #c002
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial, singledispatch
+from typing import NamedTuple
+
 import ipywidgets as W
 import torch
-from collections.abc import Iterator
-from functools import singledispatch
-from html import escape
+from fastcore.xml import FT, H4, B, Br, Code, Details, P, Pre, Safe, Summary
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+import nip.protocols.drawing  # noqa: F401 ProtocolHandler.draw
 from ..agents.combined import CombinedAgentPart
 from ..agents.parts import Agent, AgentPart, with_dimensions
 from ..analysis.transcripts import Rules, TextGame
 from .replay import Replay
-from ..core.display import boxed, html_table, picture
+from .widgets import html_widget
+from ..core.display import as_html, html_part, html_table, picture
 from ..core.seeds import derive_seed
 from ..data.dataset import Dataset
-from ..episodes.environment import Environment, MAX_EPISODE_SEED
+from ..episodes.environment import MAX_EPISODE_SEED, Environment
 from ..episodes.rollouts import VERDICTS
 from ..episodes.text_episodes import Deal, play_episodes
 from ..protocols.handler import ProtocolHandler
@@ -26,108 +33,118 @@ from ..scenarios.build import ScenarioInstance
 from ..scenarios.scenario import Scenario
 from ..text_training.trainer import TextRlTrainer
 from ..training.trainer import Trainer
-from tensordict import TensorDict
-from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['code', 'folded', 'by', 'view', 'drawing_of', 'instance_view', 'with_label', 'samples_view', 'module_rows',
-           'part_view', 'agent_line', 'flow_view', 'combined_flow', 'key_text', 'combined_view', 'domain', 'episode',
-           'told', 'one_game']
+__all__ = ['folded', 'shape_text', 'key_html', 'view', 'protocol_drawing', 'tensors_table', 'instance_view', 'with_label',
+           'samples_view', 'ModuleRow', 'module_rows', 'part_view', 'agent_line', 'flow_view', 'FlowRow', 'flow_rows',
+           'combined_flow', 'flow_table', 'combined_view', 'domain', 'check_instance_number', 'episode_steps',
+           'episode_widget']
 
 # %% ../../nbs/94_builder/03_views.ipynb #c005
-def code(text):
-    return f"<code>{escape(str(text))}</code>"
+def folded(title: FT | str, *content: FT | str) -> FT:  # Elements, or HTML as text
+    "A title that opens what is under it"
+    return Details(Summary(html_part(title)), *map(html_part, content))
 
 
-def folded(title, content):
-    return f"<details><summary>{title}</summary>{content}</details>"
-
-
-def by(shape):
+def shape_text(shape) -> str:
+    "A shape as `2 × 3`"
     return " × ".join(str(n) for n in shape) or "one number"
+
+
+def key_html(key: str | tuple[str, ...]) -> FT:
+    "A key of a TensorDict, as code"
+    return Code(", ".join(key) if isinstance(key, tuple) else key)
 
 
 @singledispatch
 def view(thing) -> str:
     "What there is to see of `thing`, as HTML"
-    shown = getattr(thing, "_repr_html_", None)
-    return shown() if shown else f"<pre>{escape(repr(thing))}</pre>"
+    own = getattr(thing, "_repr_html_", None)
+    return own() if own else as_html(Pre(repr(thing)))
 
 
 @view.register(list)
 @view.register(tuple)
 def _(things) -> str:
-    return "".join(view(thing) for thing in things)
+    return Safe("".join(view(thing) for thing in things))
 
 
 @view.register
 def _(things: dict) -> str:
-    return "".join(f"<h4>{escape(str(name))}</h4>{view(thing)}" for name, thing in things.items())
-
-# %% ../../nbs/94_builder/03_views.ipynb #c008
-def drawing_of(protocol: ProtocolHandler, variant: int) -> str:
-    "Who speaks to whom in which round, as HTML"
-    which = f", schedule {variant}" if protocol.num_variants > 1 else ""
-    html = picture(
-        lambda figure: protocol.draw(variant, figure), *protocol.drawing_size, f"who speaks to whom{which}"
-    )
-    return html if not which else f"<p>Schedule {variant}:</p>{html}"
-
-
-@view.register
-def _(protocol: ProtocolHandler) -> str:
-    verdicts = getattr(protocol, "prover_verdicts", {})
-    first = protocol.agent_first_active_round
-
-    def argues(a):
-        return VERDICTS[verdicts[a]] if a in verdicts else ""
-
-    def pay(a):
-        return "{:g} to {:g}".format(*protocol.reward_range(a)) if hasattr(protocol, "reward_range") else ""
-
-    rows = [
-        [escape(a), "yes" if a in protocol.decider_names else "", argues(a), pay(a), first[a]]
-        for a in protocol.agent_names
-    ]
-    agents = html_table(["agent", "decides", "argues for", "reward in a round", "first turn in round"], rows)
-    drawings = "".join(drawing_of(protocol, v) for v in range(protocol.num_variants))
-    return drawings + agents + folded("turn table", protocol._repr_html_())
-
-# %% ../../nbs/94_builder/03_views.ipynb #c011
-@view.register
-def _(space: MessageSpace) -> str:
-    ends = f"{escape(space.describe(0))} to {escape(space.describe(space.size - 1))}"
-    keys = ", ".join(code(k) for k in (space.history_key, space.latest_key))
-    rows = [["an action", code(space.name)], ["candidates", f"{space.size}, laid out as {by(space.shape)}: {ends}"],
-            ["in the state", f"{keys} (all messages so far, the latest)"], ["logits", code(space.logits_key)]]  # fmt: skip
-    return html_table([f"{escape(space.kind)} messages", ""], rows)
-
-# %% ../../nbs/94_builder/03_views.ipynb #c013
-@view.register
-def _(space: TextSpace) -> str:
-    rows = [
-        ["an action", code(space.name)],
-        ["candidates", "any text"],
-        ["in the state", f"{code(space.history_key)} (all that was said so far)"],
-    ]
-    return html_table(["messages of text", ""], rows)
+    return Safe("".join(as_html(H4(str(name))) + view(thing) for name, thing in things.items()))
 
 
 @view.register
 def _(nothing: None) -> str:
-    return "<p class='nip-quiet'>There is nothing of the kind in this experiment.</p>"
+    return as_html(P("There is nothing of the kind in this experiment.", cls="nip-quiet"))
+
+# %% ../../nbs/94_builder/03_views.ipynb #c008
+def protocol_drawing(protocol: ProtocolHandler, variant: int) -> Safe:
+    "Who speaks to whom in which round, as HTML"
+    width, height = protocol.drawing_size
+    which = f", schedule {variant}" if protocol.num_variants > 1 else ""
+    drawn = picture(partial(protocol.draw, variant), width, height, f"who speaks to whom{which}")
+    return as_html(P(f"Schedule {variant}:") if which else None, drawn)
+
+
+@view.register
+def _(protocol: ProtocolHandler) -> str:
+    prover_verdicts = getattr(protocol, "prover_verdicts", {})
+    rows = []
+    for name in protocol.agent_names:
+        decides = "yes" if name in protocol.decider_names else ""
+        argues_for = VERDICTS[prover_verdicts[name]] if name in prover_verdicts else ""
+        reward = (
+            "{:g} to {:g}".format(*protocol.reward_range(name)) if hasattr(protocol, "reward_range") else ""
+        )
+        rows.append([as_html(name), decides, argues_for, reward, protocol.agent_first_active_round[name]])
+    agents = html_table(["agent", "decides", "argues for", "reward in a round", "first turn in round"], rows)
+    drawings = [protocol_drawing(protocol, v) for v in range(protocol.num_variants)]
+    return as_html(*drawings, agents, folded("turn table", protocol._repr_html_()))
+
+# %% ../../nbs/94_builder/03_views.ipynb #c011
+@view.register
+def _(space: MessageSpace) -> str:
+    ends = f"{space.describe(0)} to {space.describe(space.size - 1)}"
+    keys = as_html(Code(space.history_key), ", ", Code(space.latest_key))
+    rows = [
+        ["an action", Code(space.name)],
+        ["candidates", as_html(f"{space.size}, laid out as {shape_text(space.shape)}: {ends}")],
+        ["in the state", as_html(keys, " (all messages so far, the latest)")],
+        ["logits", Code(space.logits_key)],
+    ]
+    return html_table([as_html(f"{space.kind} messages"), ""], rows)
+
+
+@view.register
+def _(space: TextSpace) -> str:
+    rows = [
+        ["an action", Code(space.name)],
+        ["candidates", "any text"],
+        ["in the state", as_html(Code(space.history_key), " (all messages so far)")],
+    ]
+    return html_table(["messages of text", ""], rows)
 
 # %% ../../nbs/94_builder/03_views.ipynb #c015
-def instance_view(scenario: Scenario, dataset: Dataset, number: int) -> str:
+def tensors_table(td: TensorDict) -> Safe:
+    "The tensors of an instance, with their first values"
+    rows = [
+        [Code(k), shape_text(v.shape), Code(str(v.flatten()[:12].tolist()))] for k, v in sorted(td.items())
+    ]
+    return html_table(["tensor", "shape", "values"], rows)
+
+
+def instance_view(scenario: Scenario, dataset: Dataset, number: int) -> Safe:
     "Instance `number` of `dataset`, as its scenario shows it"
     td = dataset[number]
     label = int(td["y"].flatten()[0])
     try:
         drawn = scenario.html(td)
     except NotImplementedError:
-        rows = [[code(k), by(v.shape), code(v.flatten()[:12].tolist())] for k, v in sorted(td.items())]
-        drawn = html_table(["tensor", "shape", "values"], rows)
-    return f"<p>Instance {number} of {len(dataset)}, label {label} ({VERDICTS[label]})</p>{drawn}"
+        drawn = tensors_table(td)
+    return as_html(
+        P(f"Instance {number} of {len(dataset)}, label {label} ({VERDICTS[label]})"), html_part(drawn)
+    )
 
 
 def with_label(dataset: Dataset, label: int | str) -> Tensor:
@@ -136,113 +153,124 @@ def with_label(dataset: Dataset, label: int | str) -> Tensor:
     return torch.arange(len(dataset)) if label == "any" else (y == label).nonzero().flatten().cpu()
 
 
-def samples_view(scenario: Scenario, dataset: Dataset, per_label: int = 2) -> str:
+def samples_view(scenario: Scenario, dataset: Dataset, per_label: int = 2) -> Safe:
     "A few instances of each label"
-    numbers = [n for y in (0, 1) for n in with_label(dataset, y)[:per_label].tolist()]
-    return "".join(instance_view(scenario, dataset, n) for n in numbers)
+    numbers = torch.cat([with_label(dataset, y)[:per_label] for y in (0, 1)])
+    return as_html(*[instance_view(scenario, dataset, n) for n in numbers.tolist()])
 
 # %% ../../nbs/94_builder/03_views.ipynb #c018
-def module_rows(module: nn.Module, name: str = "", depth: int = 0) -> Iterator[list[str]]:
-    "Rows (name, kind, weights, parameters) of a module and all below it, indented"
-    own = ", ".join(f"{n} {by(p.shape)}" for n, p in module.named_parameters(recurse=False))
-    kind = type(module).__name__
-    count = sum(p.numel() for p in module.parameters())
-    if name:
-        yield [f"{'&emsp;' * (depth - 1)}{code(name)}", escape(kind), escape(own), f"{count:,}"]
-    for child, inner in module.named_children():
-        yield from module_rows(inner, child, depth + 1)
+class ModuleRow(NamedTuple):
+    "A module in the tree of an agent's part"
+
+    depth: int  # 0 for the part itself
+    name: str
+    kind: str
+    weights: str  # Names and shapes of its own weights
+    num_parameters: int  # With those of the modules below
 
 
-def part_view(part: AgentPart) -> str:
+def module_rows(module: nn.Module, name: str = "", depth: int = 0) -> Iterator[ModuleRow]:
+    "A module and all below it, depth first"
+    weights = [f"{n} {shape_text(p.shape)}" for n, p in module.named_parameters(recurse=False)]
+    size = sum(p.numel() for p in module.parameters())
+    yield ModuleRow(depth, name, type(module).__name__, ", ".join(weights), size)
+    for child_name, child in module.named_children():
+        yield from module_rows(child, child_name, depth + 1)
+
+
+def part_view(part: AgentPart) -> Safe:
     "What a part reads and gives, and its modules"
-    head = f"<p><b>{type(part).__name__}</b>, {part.num_parameters:,} parameters<br>reads {with_dimensions(part.in_keys)}<br>gives {with_dimensions(part.out_keys)}</p>"
-    rows = list(module_rows(part))
-    return head + (html_table(["module", "kind", "weights", "parameters"], rows) if rows else "")
+    head = P(B(type(part).__name__), f", {part.num_parameters:,} parameters", Br(), "reads ",
+             html_part(with_dimensions(part.in_keys)), Br(), "gives ", html_part(with_dimensions(part.out_keys)))  # fmt: skip
+    _, *modules = module_rows(part)
+    rows = []
+    for row in modules:
+        name = as_html("\u2003" * (row.depth - 1), Code(row.name))
+        rows.append([name, as_html(row.kind), as_html(row.weights), f"{row.num_parameters:,}"])
+    return as_html(head, html_table(["module", "kind", "weights", "parameters"], rows) if rows else None)
 
 
-def agent_line(agent: Agent) -> str:
-    "An agent in a sentence"
+def agent_line(agent: Agent) -> Safe:
+    "An agent in a sentence, as HTML"
     if "whole" in agent.parts:
-        return agent.parts["whole"]._repr_html_()
+        return Safe(agent.parts["whole"]._repr_html_())
     p = agent.params
     kinds = {"random": p.is_random, "hand-written": p.use_manual_architecture, "frozen": p.freeze_agent}
-    kind = "".join(f", {k}" for k, holds in kinds.items() if holds)
-    return f"{type(p).__name__}, {agent.num_parameters:,} parameters{kind}"
+    traits = [f"{agent.num_parameters:,} parameters", *(kind for kind, holds in kinds.items() if holds)]
+    return as_html(f"{type(p).__name__}, {', '.join(traits)}")
 
 
 @view.register
 def _(agent: Agent) -> str:
-    parts = "".join(folded(escape(name), part_view(part)) for name, part in agent.parts.items())
-    return f"<p>{agent_line(agent)}</p>{parts}"
+    parts = [folded(as_html(name), part_view(part)) for name, part in agent.parts.items()]
+    return as_html(P(agent_line(agent)), *parts)
 
 # %% ../../nbs/94_builder/03_views.ipynb #c021
-def flow_view(instance: ScenarioInstance, agent: str, num_episodes: int = 2) -> dict[str, str]:
+def flow_view(instance: ScenarioInstance, agent: str, num_episodes: int = 2) -> dict[str, Safe]:
     "By part of `agent`, the shapes as they flow through it"
+    tables = {}
+    for part, flow in instance.shape_flow(agent, num_episodes).items():
+        rows = [[Code(name), as_html(kind), shape_text(shape)] for name, kind, shape in flow]
+        tables[part] = html_table(["", "kind", "shape"], rows)
+    return tables
 
-    def table(rows):
-        return html_table(["", "kind", "shape"], [[code(n), escape(k), by(s)] for n, k, s in rows])
 
-    return {part: table(rows) for part, rows in instance.shape_flow(agent, num_episodes).items()}
+class FlowRow(NamedTuple):
+    "A tensor that a combined part reads or gives"
+
+    key: str | tuple[str, ...]
+    role: str  # "input" or "output"
+    shape: tuple[int, ...]
 
 
-def combined_flow(instance: ScenarioInstance, num_episodes: int = 2) -> dict[str, list[tuple]]:
-    "By combined part, rows (key, input or output, shape) on fresh games in which all have the floor"
-    games = torch.arange(num_episodes)
-    td = instance.train_environment.start(games, 0 * games)
-    flow = {}
+def flow_rows(td: TensorDict, keys, role: str) -> list[FlowRow]:
+    "Those of `keys` that are in `td`, with their shapes"
+    return [FlowRow(key, role, tuple(td[key].shape)) for key in keys if key in td.keys(True)]
+
+
+def combined_flow(instance: ScenarioInstance, num_episodes: int = 2) -> dict[str, list[FlowRow]]:
+    "By combined part, what it reads and gives in fresh episodes in which all agents are active"
+    numbers = torch.arange(num_episodes)
+    td = instance.train_environment.start(numbers, 0 * numbers)
     td["agents", "active"] = torch.ones_like(td["agents", "active"])
+    flow = {}
     for kind, part in instance.tensor_parts.items():
-
-        def shapes(keys, role, td=td):
-            return [(k, role, tuple(td[k].shape)) for k in keys if k in td.keys(True)]
-
-        rows = shapes(part.in_keys, "input")
+        inputs = flow_rows(td, part.in_keys, "input")
         with torch.no_grad():
             td = part(td)
-        flow[kind] = rows + shapes(part.out_keys, "output", td)
+        flow[kind] = inputs + flow_rows(td, part.out_keys, "output")
     return flow
-
-
-def key_text(key) -> str:
-    "A key of a TensorDict, for display"
-    return code(", ".join(key) if isinstance(key, tuple) else key)
 
 # %% ../../nbs/94_builder/03_views.ipynb #c022
 @view.register
 def _(part: CombinedAgentPart) -> str:
-    channels = part.protocol.message_channel_names
-
-    def seen(a):
-        return ", ".join(channels[c] for c in part.visible[part.protocol.agent_names.index(a)].tolist())
-
-    rows = [
-        [escape(a), type(p).__name__, f"{p.num_parameters:,}", escape(seen(a))] for a, p in part.parts.items()
-    ]
-
-    def keys(names):
-        return ", ".join(map(key_text, names))
-
-    told = f"<p>{type(part).__name__} reads {keys(part.in_keys)}<br>gives {keys(part.out_keys)}</p>"
-    return told + html_table(["agent", "part", "parameters", "channels that reach it"], rows)
+    protocol = part.protocol
+    rows = []
+    for name, own in part.parts.items():
+        visible = part.visible[protocol.agent_names.index(name)].tolist()
+        channels = ", ".join(protocol.message_channel_names[c] for c in visible)
+        rows.append([as_html(name), type(own).__name__, f"{own.num_parameters:,}", as_html(channels)])
+    reads = Safe(", ".join(as_html(key_html(key)) for key in part.in_keys))
+    gives = Safe(", ".join(as_html(key_html(key)) for key in part.out_keys))
+    head = P(f"{type(part).__name__} reads ", reads, Br(), "gives ", gives)
+    return as_html(head, html_table(["agent", "part", "parameters", "channels that reach it"], rows))
 
 
-def combined_view(instance: ScenarioInstance) -> str:
+def flow_table(flow: list[FlowRow]) -> Safe:
+    "Shapes that flow through a combined part"
+    rows = [[key_html(row.key), row.role, shape_text(row.shape)] for row in flow]
+    return html_table(["key", "", "shape"], rows)
+
+
+def combined_view(instance: ScenarioInstance) -> Safe:
     "All combined parts, with the shapes that flow through them"
     flow = combined_flow(instance)
-    n = len(instance.agents)
-    legend = (
-        ""
-        if not flow
-        else f"<p>Shapes are those of a batch of 2 games. What begins with <code>agents</code> has {n} agents in its second dimension.</p>"
-    )
-
-    def table(rows):
-        return html_table(["key", "", "shape"], [[key_text(k), role, by(s)] for k, role, s in rows])
-
-    return legend + "".join(
-        f"<h4>{kind}</h4>{view(part)}{table(flow[kind]) if kind in flow else ''}"
-        for kind, part in instance.combined.items()
-    )
+    legend = P("Shapes are those of a batch of 2 episodes. What begins with ", Code("agents"),
+               f" has {len(instance.agents)} agents in its second dimension.")  # fmt: skip
+    parts = [legend if flow else None]
+    for kind, part in instance.combined.items():
+        parts += [H4(kind), html_part(view(part)), flow_table(flow[kind]) if kind in flow else None]
+    return as_html(*parts)
 
 # %% ../../nbs/94_builder/03_views.ipynb #c025
 def domain(spec) -> str:
@@ -260,87 +288,76 @@ def domain(spec) -> str:
 def _(environment: Environment) -> str:
     specs = {"state": environment.observation_spec, "action": environment.action_spec, "reward": environment.reward_spec,
              "end": environment.done_spec}  # fmt: skip
-
-    def row(role, key, s):
-        return [
-            role,
-            key_text(key),
-            by(s.shape),
-            str(s.dtype).removeprefix("torch."),
-            domain(s),
-        ]
-
-    rows = [row(role, key, s) for role, spec in specs.items() for key, s in spec.items(True, True)]
-    games = f"<p>{environment.batch_size[0]:,} games at a time, on {escape(environment.dataset.description)}: {len(environment.dataset):,} instances</p>"
-    return games + html_table(["", "key", "shape", "type", "values"], rows)
+    rows = []
+    for role, spec in specs.items():
+        for key, leaf in spec.items(True, True):
+            dtype = str(leaf.dtype).removeprefix("torch.")
+            rows.append([role, key_html(key), shape_text(leaf.shape), dtype, domain(leaf)])
+    dataset = environment.dataset
+    head = f"{environment.batch_size[0]:,} episodes at a time, on {dataset.description}: {len(dataset):,} instances"
+    return as_html(P(head), html_table(["", "key", "shape", "type", "values"], rows))
 
 # %% ../../nbs/94_builder/03_views.ipynb #c028
 @view.register
 def _(trainer: Trainer) -> str:
     n = type(trainer).num_iterations(trainer.hyper_params)
-    groups = trainer.learning_groups()
-
-    def row(g):
-        return [
-            escape(g["name"]),
-            escape(g["agent"]),
-            f"{g['lr']:.3g}",
-            f"{g['lr_factor']:g}",
-            f"{g['num_parameters']:,}",
-        ]
-
-    table = html_table(["group", "agent", "learning rate", "factor", "parameters"], map(row, groups))
-    return f"<p>{type(trainer).__name__}, {n:,} iterations</p>{table if groups else '<p>Nobody learns.</p>'}"
+    rows = []
+    for group in trainer.learning_groups():
+        rates = [f"{group['lr']:.3g}", f"{group['lr_factor']:g}", f"{group['num_parameters']:,}"]
+        rows.append([as_html(group["name"]), as_html(group["agent"]), *rates])
+    table = html_table(["group", "agent", "learning rate", "factor", "parameters"], rows)
+    return as_html(P(f"{type(trainer).__name__}, {n:,} iterations"), table if rows else P("No agent learns."))
 
 
 @view.register
 def _(trainer: TextRlTrainer) -> str:
     n = type(trainer).num_iterations(trainer.hyper_params)
-    stages = " → ".join(map(code, trainer.stages))
-    return f"<p>{type(trainer).__name__}, {n:,} iterations of {stages}; models learn by {trainer.method} fine-tuning</p>{view(trainer.model_groups)}"
+    stages = Safe(" → ".join(as_html(Code(stage)) for stage in trainer.stages))
+    head = f"{type(trainer).__name__}, {n:,} iterations of "
+    method = f"; models learn by {trainer.method} fine-tuning"
+    return as_html(P(head, stages, method), html_part(view(trainer.model_groups)))
 
 
 @view.register
 def _(instance: ScenarioInstance) -> str:
     hp = instance.hyper_params
-    shared = instance.shared_model_groups or {}
-    rows = [[escape(a), agent_line(agent)] for a, agent in instance.agents.items()]
-    head = f"<p><b>{escape(hp.scenario)}</b> under {escape(hp.interaction_protocol)}, trained by {escape(hp.trainer)}</p>"
-    groups = f"<h4>shared model groups</h4>{view(shared)}" if shared else ""
-    return head + html_table(["agent", ""], rows) + groups
+    head = P(B(hp.scenario), f" under {hp.interaction_protocol}, trained by {hp.trainer}")
+    agents = html_table(
+        ["agent", ""], [[as_html(name), agent_line(a)] for name, a in instance.agents.items()]
+    )
+    shared = instance.shared_model_groups
+    groups = (H4("shared model groups"), html_part(view(shared))) if shared else None
+    return as_html(head, agents, groups)
 
 # %% ../../nbs/94_builder/03_views.ipynb #c031
-def episode(trainer: Trainer, environment: Environment, number: int, seed: int = 0) -> TensorDict:
-    "Frames `[1 round]` of one game on instance `number` of the data of `environment`, played by the agents of `trainer`"
+def check_instance_number(environment: Environment, number: int) -> None:
+    "Raise `ValueError` if the data of `environment` have no instance `number`"
+    last = len(environment.dataset) - 1
+    if not 0 <= number <= last:
+        raise ValueError(f"there is no instance {number}: they are numbered from 0 to {last}")
+
+
+def episode_steps(trainer: Trainer, environment: Environment, number: int, seed: int = 0) -> TensorDict:
+    "Steps `[1 round]` of an episode on instance `number` of the data of `environment`, played by the agents of `trainer`"
     if not hasattr(trainer, "play_out"):
         raise ValueError(
-            f"the trainer {trainer.hyper_params.trainer!r} plays no games: its agents learn by looking"
+            f"the trainer {trainer.hyper_params.trainer!r} plays no episodes: its agents learn from instances"
         )
-    if not 0 <= number < len(environment.dataset):
-        raise ValueError(
-            f"there is no instance {number}: they are numbered from 0 to {len(environment.dataset) - 1}"
-        )
+    check_instance_number(environment, number)
     played = trainer.play_out(environment, torch.tensor([number]), torch.tensor([seed % MAX_EPISODE_SEED]))
     return trainer.without_epilogue(played)
 
-# %% ../../nbs/94_builder/03_views.ipynb #c034
-def told(content: str) -> W.HTML:
-    "HTML with the look of all our tables"
-    return W.HTML(boxed(content))
-
 # %% ../../nbs/94_builder/03_views.ipynb #c035
 @singledispatch
-def one_game(trainer, environment: Environment, number: int, seed: int) -> W.Widget:
-    "A game on instance `number`, to be looked at"
-    return Replay(episode(trainer, environment, number, seed), trainer.instance).root
+def episode_widget(trainer, environment: Environment, number: int, seed: int) -> W.Widget:
+    "An episode on instance `number`, to be looked at"
+    return Replay(episode_steps(trainer, environment, number, seed), trainer.instance).root
 
 
-@one_game.register
+@episode_widget.register
 def _(trainer: TextRlTrainer, environment, number, seed) -> W.Widget:
-    if not 0 <= number < len(environment.dataset):
-        raise ValueError(
-            f"there is no instance {number}: they are numbered from 0 to {len(environment.dataset) - 1}"
-        )
+    check_instance_number(environment, number)
     deal = Deal(0, number, seed % MAX_EPISODE_SEED, derive_seed(seed, "one game") >> 1)
     (record,) = play_episodes(trainer.instance, environment, [deal])
-    return told(TextGame(record, Rules(trainer.instance.protocol_handler, trainer.instance.scenario)).view())
+    rules = Rules(trainer.instance.protocol_handler, trainer.instance.scenario)
+    return html_widget(TextGame(record, rules).view())

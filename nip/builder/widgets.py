@@ -5,13 +5,15 @@
 # %% ../../nbs/94_builder/00_widgets.ipynb #c002
 from __future__ import annotations
 
-import ipywidgets as W
 from collections.abc import Callable
-from html import escape
-from ..core.display import boxed
+
+import ipywidgets as W
+from fastcore.xml import FT, Span
+
+from ..core.display import as_html, boxed
 
 # %% auto #0
-__all__ = ['control', 'button', 'toggles', 'beside', 'Notice']
+__all__ = ['control', 'text_control', 'button', 'toggles', 'beside', 'html_widget', 'problem', 'Notice']
 
 # %% ../../nbs/94_builder/00_widgets.ipynb #c005
 def control(
@@ -23,15 +25,20 @@ def control(
     **more,  # What else the widget takes
 ) -> W.DOMWidget:
     "A control with a name"
-    titled = f'<span title="{escape(help)}">{escape(name)}</span>'
     look = {"style": {"description_width": name_width}, "layout": {"width": width}}
-    return kind(description=titled, description_allow_html=True, tooltip=help, **look | more)
+    named = as_html(Span(name, title=help))
+    return kind(description=named, description_allow_html=True, tooltip=help, **look | more)
+
+
+def text_control(name: str, help: str, width: str = "180px", **more) -> W.Text:
+    "A text field with a name, which is read when Enter is pressed or the field is left"
+    return control(W.Text, name, help, width, continuous_update=False, **more)
 
 
 def button(
     name: str, help: str, does: Callable[[], None], icon: str = "", width: str = "130px", **more
 ) -> W.Button:
-    "A button that does something"
+    "A button that calls `does`"
     made = W.Button(description=name, tooltip=help, icon=icon, layout={"width": width}, **more)
     made.on_click(lambda b: does())
     return made
@@ -51,11 +58,23 @@ def beside(*widgets: W.Widget) -> W.HBox:
     "Widgets side by side, and below each other where there is no room"
     return W.HBox(widgets, layout={"flex_flow": "row wrap", "align_items": "center"})
 
+# %% ../../nbs/94_builder/00_widgets.ipynb #c009
+def html_widget(*parts: FT | str) -> W.HTML:  # Elements of fastcore.xml, or HTML as text
+    "A widget that shows HTML with the look of our tables"
+    return W.HTML(boxed(*parts))
+
+
+def problem(error: Exception | str) -> FT:
+    "What went wrong, as an element that screen readers announce"
+    is_plain = isinstance(error, str | ValueError | KeyError | NotImplementedError) and str(error)
+    text = str(error) if is_plain else f"{type(error).__name__}: {error}"
+    return Span(text, cls="nip-wrong", role="alert")
+
 
 class Notice(W.HTML):
-    "A line that says how things are"
+    "A line of status"
 
     def say(self, text: str = "", wrong: bool = False) -> None:
-        "Say something, or nothing any more; readers of the screen are told, too"
-        kind = "class='nip-wrong' role='alert'" if wrong else "class='nip-quiet' role='status'"
-        self.value = boxed(f"<span {kind}>{escape(text)}</span>") if text else ""
+        "Show `text`, or nothing any more; screen readers announce it"
+        status = Span(text, cls="nip-quiet", role="status")
+        self.value = boxed(problem(text) if wrong else status) if text else ""

@@ -17,7 +17,7 @@ from ..data.dataset import Dataset
 from .bench import peak_memory_mb
 from .cost import Price, price
 from ..parameters.hyper_params import HyperParameters, scenarios, trainers
-from ..parameters.settings import ExperimentSettings, _attention, _threads
+from ..parameters.settings import ExperimentSettings, exact_attention, torch_threads
 from ..scenarios.build import ScenarioInstance, build_scenario_instance
 from ..scenarios.text import TextScenario
 from ..training.pretraining import body_folder, body_recipe, kept_body, pretraining_trainer, to_pretrain
@@ -184,7 +184,7 @@ def estimate(
         return price(hp, settings, datasets)
     rerun = hp.base_run.base_run_type == "rerun_tests"
     total = 0 if rerun else type_of(hp).num_iterations(hp)
-    with _threads(settings.num_threads), _attention(settings):
+    with torch_threads(settings.num_threads), exact_attention(settings):
 
         def build():
             return prepared(
