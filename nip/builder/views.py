@@ -19,7 +19,7 @@ from ..core.seeds import derive_seed
 from ..data.dataset import Dataset
 from ..episodes.environment import Environment, MAX_EPISODE_SEED
 from ..episodes.rollouts import VERDICTS
-from ..episodes.text_episodes import Deal, play_episodes
+from ..episodes.text_episodes import EpisodeSpec, play_episodes
 from ..protocols.handler import ProtocolHandler
 from ..protocols.messages import MessageSpace, TextSpace
 from ..scenarios.build import ScenarioInstance
@@ -341,6 +341,6 @@ def _(trainer: TextRlTrainer, environment, number, seed) -> W.Widget:
         raise ValueError(
             f"there is no instance {number}: they are numbered from 0 to {len(environment.dataset) - 1}"
         )
-    deal = Deal(0, number, seed % MAX_EPISODE_SEED, derive_seed(seed, "one game") >> 1)
+    deal = EpisodeSpec(0, number, seed % MAX_EPISODE_SEED, derive_seed(seed, "one game") >> 1)
     (record,) = play_episodes(trainer.instance, environment, [deal])
     return told(TextGame(record, Rules(trainer.instance.protocol_handler, trainer.instance.scenario)).view())
