@@ -96,7 +96,7 @@ def test_attackers_learn_whatever_the_prover_was(tmp_path, kind):
     t = trained(train(tmp_path, "one", **PROVERS[kind]), tqdm_func=QUIET)
     data = tuple(only_wrong(d, 1) for d in t.datasets)
     trainer = player(t, attack_parameters(t.hyper_params, ["prover"], 512, seed=0), data, ["verifier"])
-    state = trainer.state_of_play
+    state = trainer.episodes_in_play
     assert set(state["y"].flatten().tolist()) == {0} and set(state["stance"].tolist()) == {1}
     before = {k: v.clone() for k, v in trainer.instance.state_dict().items()}
     games = trainer.collect()

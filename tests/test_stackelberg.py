@@ -10,8 +10,7 @@ from tqdm import tqdm
 from nip import ExperimentSettings, HyperParameters, ParameterError
 from nip.parameters.hyper_params import trainers
 from nip.scenarios.build import build_scenario_instance
-from nip.training.game_gradients import magic_box, returns_to_go, twice_differentiable
-from nip.training.stackelberg import SpgTrainer
+from nip.training.stackelberg import SpgTrainer, magic_box, returns_to_go, twice_differentiable
 
 QUIET = ExperimentSettings(tqdm_func=partial(tqdm, disable=True))
 

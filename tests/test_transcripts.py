@@ -28,7 +28,7 @@ from nip.protocols.handler import verdict_scales
 from nip.scenarios.build import build_scenario_instance
 from nip.parameters.settings import ExperimentSettings
 from nip.language_models.budget import SpendingLimitReached
-from nip.episodes.text_episodes import deals, play_episodes
+from nip.episodes.text_episodes import episode_specs, play_episodes
 from nip.analysis.human_text_player import TextSitting
 from nip.runs.store import RunStore
 from nip.runs.trackers import Tracker, register_tracker, trackers
@@ -69,7 +69,7 @@ def test_an_agent_is_shown_what_it_could_see_and_nothing_else(protocol, monkeypa
     hp = experiment(protocol)
     instance = build_scenario_instance(hp)
     env, sees = instance.train_environment, set(instance.protocol_handler.agent_channel_visibility)
-    for record in play_episodes(instance, env, deals(0, "train", 0, 2, 10)):
+    for record in play_episodes(instance, env, episode_specs(0, "train", 0, 2, 10)):
         game = TextGame(record, Rules.of(hp), "000000")
         for agent in game.agents:
             shown = game.view(agent), game.text(agent)

@@ -31,7 +31,7 @@ def made(result) -> dict[str, int]:
 def at_once(monkeypatch):
     "Jobs in this process, which has imported what they need"
     tuners = {"transformers": partial(LocalFineTuner, own_process=False)}
-    monkeypatch.setattr("nip.shared_models.fine_tuners", tuners)
+    monkeypatch.setattr("nip.agents.shared_models.fine_tuners", tuners)
 
 
 def test_expert_iteration_teaches_a_verifier_to_judge(at_once, tmp_path):
@@ -86,7 +86,7 @@ class Clerk(FineTuner):
 @pytest.fixture
 def jobs(monkeypatch):
     monkeypatch.setattr(Clerk, "jobs", [])
-    monkeypatch.setattr("nip.shared_models.fine_tuners", {"scripted": Clerk})
+    monkeypatch.setattr("nip.agents.shared_models.fine_tuners", {"scripted": Clerk})
     return Clerk.jobs
 
 

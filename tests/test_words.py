@@ -17,7 +17,7 @@ from nip.agents.prompts import ReplyFormat, ParsedReply, headers, reply_format
 from nip.protocols.handler import verdict_scales
 from nip.protocols.handler import build_protocol_handler
 from nip.scenarios.build import build_scenario_instance
-from nip.episodes.text_episodes import deals, play_episodes
+from nip.episodes.text_episodes import episode_specs, play_episodes
 
 PROTOCOLS = ["nip", "adp", "debate", "mnip", "merlin_arthur", "solo_verifier", "multi_channel_test"]
 MADE_UP = {"_default": {"use_dummy_api": True}}
@@ -48,7 +48,7 @@ def test_models_are_told_what_their_agents_may_see_and_nothing_else(protocol, mo
     instance = build_scenario_instance(experiment(protocol, **more))
     handler, env = instance.protocol_handler, instance.train_environment
     sees = set(handler.agent_channel_visibility)
-    for game in play_episodes(instance, env, deals(0, "train", 0, 4, len(env.dataset))):
+    for game in play_episodes(instance, env, episode_specs(0, "train", 0, 4, len(env.dataset))):
         for turn in game["turns"]:
             told = "\n".join(m["content"] for m in turn["prompt"])
             for other in game["turns"]:
@@ -83,7 +83,7 @@ def test_every_verdict_of_every_scale_is_read_and_paid(scale):
 def test_a_grade_pays_in_proportion():
     hp = experiment("solo_verifier", protocol_common={"verdict_scale": "out_of_10"})
     instance = build_scenario_instance(hp)
-    games = list(play_episodes(instance, instance.train_environment, deals(0, "train", 0, 8, 10)))
+    games = list(play_episodes(instance, instance.train_environment, episode_specs(0, "train", 0, 8, 10)))
     assert len({g["rewards"]["verifier"] for g in games}) > 2
     for game in games:
         share = game["turns"][-1]["grade"] if game["label"] == "accept" else 1 - game["turns"][-1]["grade"]
@@ -106,7 +106,7 @@ def test_every_protocol_under_every_trainer(protocol, trainer, tmp_path):
 def test_stances_are_told_and_paid(tmp_path):
     hp = experiment("nip", protocol_common={"randomize_prover_stance": True})
     instance = build_scenario_instance(hp)
-    games = list(play_episodes(instance, instance.train_environment, deals(0, "train", 0, 20, 10)))
+    games = list(play_episodes(instance, instance.train_environment, episode_specs(0, "train", 0, 20, 10)))
     assert {g["stance"] for g in games} == {0, 1}
     for game in games:
         for turn in game["turns"]:
@@ -124,9 +124,14 @@ from tqdm import tqdm
 sys.path.insert(0, {tests!r})
 from test_words import experiment, quiet
 from nip import run_experiment
-import nip.episodes.text_episodes as games
-slow = games.episode_record
-games.episode_record = lambda *args: (time.sleep(0.02), slow(*args))[1]
+import nip.episodes.text_episodes as text_episodes
+import nip.text_training.malt as malt
+record = text_episodes.episode_record
+def slow_record(*args):
+    time.sleep(0.02)
+    return record(*args)
+text_episodes.episode_record = slow_record
+malt.episode_record = slow_record
 run_experiment(experiment({protocol!r}, {trainer!r}, text_rl={{"test_scheme": "last"}}).replace({{"rl.num_iterations": 3}}), run_store={store!r}, run_id={run!r}, tqdm_func=quiet)
 """
 

@@ -65,7 +65,7 @@ class Sitting:
         "Play the round, with the actions that are in the state"
         with torch.no_grad():
             after = self.env.play(self.state)
-        self.frames.append(self.trainer.frame(self.state, after))
+        self.frames.append(self.trainer.record_step(self.state, after))
         self.over = bool(after["done"].flatten()[0])
         self.state = after
 
@@ -136,7 +136,7 @@ class Sitting:
     @property
     def game(self) -> Game:
         "The game so far; before the first round, with nothing said"
-        frames = self.frames or [self.trainer.frame(self.state, self.env.play(self.state))]
+        frames = self.frames or [self.trainer.record_step(self.state, self.env.play(self.state))]
         return Game(torch.cat(frames), self.instance)
 
     def view(self) -> str:

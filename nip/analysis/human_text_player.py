@@ -16,7 +16,7 @@ from ..core.display import boxed, prose
 from ..core.files import JsonLines
 from ..core.seeds import derive_seed
 from ..episodes.environment import MAX_EPISODE_SEED
-from ..episodes.text_episodes import Deal, episode_record, opened, turn_record
+from ..episodes.text_episodes import EpisodeSpec, episode_record, start_episodes, turn_record
 from ..language_models.budget import Ledger
 from ..language_models.chat import ChatModel, ChatReply, ChatRequest
 from ..parameters.hyper_params import HyperParameters, trainers
@@ -94,8 +94,8 @@ class TextSitting:
         agents = {name: agent.whole for name, agent in self.instance.agents.items()}
         self.person = Person(agents[seat])
         self.combined = CombinedWhole(agents | {seat: self.person}, self.protocol)
-        self.deal = Deal(0, index, seed % MAX_EPISODE_SEED, derive_seed(seed, "sitting") >> 1)
-        self.state = opened(self.env, [self.deal])
+        self.deal = EpisodeSpec(0, index, seed % MAX_EPISODE_SEED, derive_seed(seed, "sitting") >> 1)
+        self.state = start_episodes(self.env, [self.deal])
         self.turns = []
         self.over = False
         self.kept = None

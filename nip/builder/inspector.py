@@ -218,7 +218,9 @@ def _(agent: TextAgent, inspector) -> list[W.Widget]:
     def show() -> None:
         i = inspector.instance
         later = html_widget(P("Prompts are shown once everything is built."))
-        prompts.children = [PromptPanel(agent.prompt_writer, i.scenario, i.train_dataset).root if i else later]
+        prompts.children = [
+            PromptPanel(agent.prompt_writer, i.scenario, i.train_dataset).root if i else later
+        ]
 
     inspector.now_and_when_built(show)
     return [html_widget(P(html_part(agent._repr_html_()))), prompts]

@@ -26,7 +26,7 @@ from ..core.seeds import derive_seed
 from ..data.dataset import Dataset
 from ..episodes.environment import MAX_EPISODE_SEED, Environment
 from ..episodes.rollouts import VERDICTS
-from ..episodes.text_episodes import Deal, play_episodes
+from ..episodes.text_episodes import EpisodeSpec, play_episodes
 from ..protocols.handler import ProtocolHandler
 from ..protocols.messages import MessageSpace, TextSpace
 from ..scenarios.build import ScenarioInstance
@@ -357,7 +357,7 @@ def episode_widget(trainer, environment: Environment, number: int, seed: int) ->
 @episode_widget.register
 def _(trainer: TextRlTrainer, environment, number, seed) -> W.Widget:
     check_instance_number(environment, number)
-    deal = Deal(0, number, seed % MAX_EPISODE_SEED, derive_seed(seed, "one game") >> 1)
+    deal = EpisodeSpec(0, number, seed % MAX_EPISODE_SEED, derive_seed(seed, "one game") >> 1)
     (record,) = play_episodes(trainer.instance, environment, [deal])
     rules = Rules(trainer.instance.protocol_handler, trainer.instance.scenario)
     return html_widget(TextGame(record, rules).view())

@@ -6,21 +6,25 @@
 from __future__ import annotations
 
 import math
-import torch
-from ..protocols.handler import ACCEPT, NO_DECISION
-from torch import Tensor
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
+from ..protocols.handler import ACCEPT, NO_DECISION
+
 # %% auto #0
-__all__ = ['mean', 'std', 'per_instance', 'verdict_statistics', 'confidence_interval', 'spread', 'episode_totals', 'Measure',
-           'share']
+__all__ = ['mean', 'std', 'per_instance', 'confidence_interval', 'Measure', 'share', 'verdict_statistics', 'spread',
+           'episode_totals']
 
 # %% ../../nbs/70_episodes/02_statistics.ipynb #c006
 def mean(x: Tensor) -> float:
+    "Mean of all elements; NaN where there are none"
     return x.float().mean().item() if x.numel() else math.nan
 
 
 def std(x: Tensor) -> float:
+    "Standard deviation of all elements as a whole population; NaN where there are none"
     return x.float().std(unbiased=False).item() if x.numel() else math.nan
 
 
@@ -28,37 +32,15 @@ def per_instance(values: Tensor, ids: Tensor) -> Tensor:
     "Mean of `values [N]` over each distinct id"
     _, group = ids.unique(return_inverse=True)
     count = torch.bincount(group)
-    return (
-        torch.zeros(len(count), dtype=torch.float64, device=values.device).index_add_(
-            0, group, values.double()
-        )
-        / count
-    )
-
-# %% ../../nbs/70_episodes/02_statistics.ipynb #c007
-def verdict_statistics(verdict: Tensor, y: Tensor, ids: Tensor) -> dict[str, float]:
-    "Statistics of the verdicts `[N]` on labels `y [N]` of instances `ids [N]`"
-    right = (verdict == y).float()
-    by_instance = per_instance(right, ids) if len(right) else right
-    accepted = verdict == ACCEPT
-    positive = y == 1
-    both = (accepted & positive).sum().item()
-
-    def share(n, of):
-        return n / of if of else math.nan
-
-    return {
-        "mean_accuracy": mean(right), "std_accuracy": std(right),
-        "mean_datapoint_accuracy": mean(by_instance), "std_datapoint_accuracy": std(by_instance),
-        "worst_datapoint_accuracy": by_instance.min().item() if len(right) else math.nan,
-        "mean_0_accuracy": mean(right[~positive]), "mean_1_accuracy": mean(right[positive]),
-        "mean_decision": mean(verdict[verdict != NO_DECISION]),
-        "precision": share(both, accepted.sum().item()), "recall": share(both, positive.sum().item()),
-    }  # fmt: skip
+    sums = torch.zeros(len(count), dtype=torch.float64, device=values.device)
+    return sums.index_add_(0, group, values.double()) / count
 
 # %% ../../nbs/70_episodes/02_statistics.ipynb #c010
 def confidence_interval(values: Tensor, ids: Tensor, z: float = 1.96) -> tuple[float, float]:
-    "95 % interval of the mean of `values [N]` in [0, 1], by Wilson's score with the variance between instances"
+    """95 % interval of the mean of `values [episode]` in [0, 1], which are of instances `ids [episode]`.
+
+    Wilson's score (Wilson, 1927), with the variance between instances; `z` is the quantile of the normal distribution.
+    """
     means = per_instance(values, ids)
     n = len(means)
     p = means.mean().item()
@@ -66,25 +48,8 @@ def confidence_interval(values: Tensor, ids: Tensor, z: float = 1.96) -> tuple[f
     n_effective = n * max(p * (1 - p), 1e-12) / variance if variance > 0 else n
     centre = p + z * z / (2 * n_effective)
     half = z * math.sqrt(p * (1 - p) / n_effective + z * z / (4 * n_effective**2))
-    return tuple(min(1.0, max(0.0, (centre + sign * half) / (1 + z * z / n_effective))) for sign in (-1, 1))
-
-# %% ../../nbs/70_episodes/02_statistics.ipynb #c014
-def spread(logits: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-    "Entropy as a share of its maximum, and the largest probability, of `logits [… k]` where `keep [… k]` is possible"
-    p = logits.softmax(-1)
-    entropy = -(p * p.clamp(min=1e-30).log()).sum(-1)
-    return entropy / keep.sum(-1).clamp(min=2).log(), p.max(-1).values
-
-# %% ../../nbs/70_episodes/02_statistics.ipynb #c017
-def episode_totals(reward: Tensor, done: Tensor) -> tuple[Tensor, Tensor]:
-    "Rewards `[game agent]` added up over each game that ended in `reward [B time agent]`, in the order of `done.nonzero()`"
-    total = torch.zeros_like(reward[:, 0])
-    out = torch.zeros_like(reward)
-    for t in range(reward.shape[1]):
-        total = total + reward[:, t]
-        out[:, t] = total
-        total = torch.where(done[:, t].unsqueeze(-1), 0.0, total)
-    return out[done]
+    scale = 1 + z * z / n_effective
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 # %% ../../nbs/70_episodes/02_statistics.ipynb #c020
 class Measure(NamedTuple):
@@ -101,11 +66,50 @@ class Measure(NamedTuple):
 
 
 def share(
-    happened: Tensor,  # Whether it did, in each game: bool `[game]`
-    ids: Tensor,  # The game's instance `[game]`
+    happened: Tensor,  # Whether it did, in each episode: bool `[episode]`
+    ids: Tensor,  # The episode's instance `[episode]`
 ) -> Measure:
-    "Share of games in which something happened, instances weighing the same"
+    "Share of episodes in which something happened, instances weighing the same; without episodes NaN"
     if not len(ids):
         return Measure(math.nan)
     by_instance = per_instance(happened.float(), ids)
     return Measure(by_instance.mean().item(), *confidence_interval(happened.float(), ids), len(by_instance))
+
+# %% ../../nbs/70_episodes/02_statistics.ipynb #d003
+def verdict_statistics(verdict: Tensor, y: Tensor, ids: Tensor) -> dict[str, float]:
+    "Statistics of the verdicts `[episode]` on labels `y [episode]` of instances `ids [episode]`"
+    right = (verdict == y).float()
+    by_instance = per_instance(right, ids) if len(right) else right
+    accepted = verdict == ACCEPT
+    positive = y == 1
+    both = (accepted & positive).sum().item()
+
+    def ratio(n, of):
+        return n / of if of else math.nan
+
+    return {
+        "mean_accuracy": mean(right), "std_accuracy": std(right),
+        "mean_datapoint_accuracy": mean(by_instance), "std_datapoint_accuracy": std(by_instance),
+        "worst_datapoint_accuracy": by_instance.min().item() if len(right) else math.nan,
+        "mean_0_accuracy": mean(right[~positive]), "mean_1_accuracy": mean(right[positive]),
+        "mean_decision": mean(verdict[verdict != NO_DECISION]),
+        "precision": ratio(both, accepted.sum().item()), "recall": ratio(both, positive.sum().item()),
+    }  # fmt: skip
+
+# %% ../../nbs/70_episodes/02_statistics.ipynb #c014
+def spread(logits: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    "Entropy as a share of its maximum, and the largest probability, of `logits [… k]` where `keep [… k]` is possible"
+    p = logits.softmax(-1)
+    entropy = -(p * p.clamp(min=1e-30).log()).sum(-1)
+    return entropy / keep.sum(-1).clamp(min=2).log(), p.max(-1).values
+
+# %% ../../nbs/70_episodes/02_statistics.ipynb #c017
+def episode_totals(reward: Tensor, done: Tensor) -> tuple[Tensor, Tensor]:
+    "Rewards `[episode agent]` added up over each episode that ended in `reward [B time agent]`, in the order of `done.nonzero()`"
+    total = torch.zeros_like(reward[:, 0])
+    out = torch.zeros_like(reward)
+    for t in range(reward.shape[1]):
+        total = total + reward[:, t]
+        out[:, t] = total
+        total = torch.where(done[:, t].unsqueeze(-1), 0.0, total)
+    return out[done]

@@ -6,138 +6,163 @@
 from __future__ import annotations
 
 import math
-import torch
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
 from ..agents.text_agent import Reply
 from ..core.seeds import derive_seed, generator
 from ..data.dataset import DataCycler
-from .environment import Environment, MAX_EPISODE_SEED
+from .environment import MAX_EPISODE_SEED, Actor, Environment
 from .rollouts import VERDICTS
 from .statistics import mean, std, verdict_statistics
 from ..protocols.handler import NO_DECISION
-from tensordict import TensorDictBase
-from torch import Tensor
-from typing import Any, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nip.scenarios.build import ScenarioInstance
 
 # %% auto #0
-__all__ = ['Deal', 'deals', 'turn_record', 'episode_record', 'opened', 'play_episodes', 'outcomes', 'episode_statistics',
-           'agent_statistics']
+__all__ = ['EpisodeSpec', 'episode_specs', 'turn_record', 'turn_records', 'episode_record', 'TextEpisode', 'start_episodes',
+           'play_step', 'play_episodes', 'outcomes', 'episode_statistics', 'agent_statistics']
 
 # %% ../../nbs/70_episodes/03_text_episodes.ipynb #c005
 @dataclass(frozen=True)
-class Deal:
-    "A game that is to be played"
+class EpisodeSpec:
+    "What settles an episode, before it is played"
 
     number: int  # Its place among those of its iteration
     index: int  # Of the instance, in the data
     seed: int  # Of the episode
-    draw: int  # Of the replies
+    draw: int  # The seed of the replies
 
 
-def deals(seed: int, purpose: str, iteration: int, num_episodes: int, num_instances: int) -> list[Deal]:
-    "The games of an iteration: passes over the data in shuffled order, each iteration where the last one ended"
+def episode_specs(
+    seed: int,  # Of the experiment
+    purpose: str,  # "train" or "test"
+    iteration: int,
+    num_episodes: int,  # Of each iteration
+    num_instances: int,  # Of the data
+) -> list[EpisodeSpec]:
+    "The episodes of an iteration: passes over the data in shuffled order, each iteration where the last one ended"
     cycler = DataCycler(num_instances, derive_seed(seed, purpose, "order"))
     cycler.next(iteration * num_episodes)
     indices = cycler.next(num_episodes).tolist()
-    seeds = torch.randint(
-        MAX_EPISODE_SEED, (num_episodes,), generator=generator(seed, purpose, "episodes", iteration)
-    ).tolist()
-
-    def draw(i):
-        return derive_seed(seed, purpose, "replies", iteration, i) >> 1
-
-    return [Deal(i, index, s, draw(i)) for i, (index, s) in enumerate(zip(indices, seeds))]
+    rng = generator(seed, purpose, "episodes", iteration)
+    seeds = torch.randint(MAX_EPISODE_SEED, (num_episodes,), generator=rng).tolist()
+    draws = [derive_seed(seed, purpose, "replies", iteration, i) >> 1 for i in range(num_episodes)]
+    return [EpisodeSpec(*fields) for fields in zip(range(num_episodes), indices, seeds, draws)]
 
 # %% ../../nbs/70_episodes/03_text_episodes.ipynb #c008
 def turn_record(agent: str, round: int, reply: Reply, reward: float) -> dict[str, Any]:
     "A turn, as it is kept"
     said = reply.parsed
-    scale = reply.prompt.format.scale
-    decided = said.decision != NO_DECISION or not math.isnan(said.grade)
+    is_graded = not math.isnan(said.grade)
+    has_verdict = said.decision != NO_DECISION or is_graded
     return {
-        "round": round, "agent": agent, "said": dict(said.texts), "decision": (*VERDICTS, "neither")[said.decision] if decided else None,
-        "grade": None if math.isnan(said.grade) else said.grade, "scale": scale, "reward": reward, "reply": reply.text,
-        "is_valid": reply.is_valid, "num_retries": reply.num_retries, "is_cut": reply.is_cut, "prompt_tokens": reply.prompt_tokens,
+        "round": round, "agent": agent, "said": dict(said.texts),
+        "decision": (*VERDICTS, "neither")[said.decision] if has_verdict else None, "grade": said.grade if is_graded else None,
+        "scale": reply.prompt.format.scale, "reward": reward, "reply": reply.text, "is_valid": reply.is_valid,
+        "num_retries": reply.num_retries, "is_cut": reply.is_cut, "prompt_tokens": reply.prompt_tokens,
         "completion_tokens": reply.completion_tokens, "prompt": reply.prompt.messages,
     }  # fmt: skip
 
 
+def turn_records(state: TensorDictBase, row: int, rewards: dict[str, float]) -> list[dict[str, Any]]:
+    "The turns of a step of one episode; `state` has the `replies`"
+    round = int(state["round"][row])
+    replies = state["agents", "replies"][row].items()
+    return [turn_record(agent, round, reply, rewards[agent]) for agent, reply in replies]
+
+
 def episode_record(
-    deal: Deal, td: TensorDictBase, row: int, turns: list[dict], rewards: dict[str, float]
+    spec: EpisodeSpec,
+    td: TensorDictBase,  # The last states of some episodes
+    row: int,  # Which of them it is
+    turns: list[dict],
+    rewards: dict[str, float],  # Of the whole episode
 ) -> dict[str, Any]:
-    "A game that is over, as it is kept; `td` is its last state"
-    columns = {k: column for k in td.keys() if not isinstance(column := td.get(k), torch.Tensor)}
-    text = {k: v for k, column in columns.items() if isinstance(v := getattr(column[row], "data", None), str)}
+    "An episode, as it is kept"
+    texts = {}
+    for key in td.keys():
+        column = td.get(key)
+        value = None if isinstance(column, Tensor) else getattr(column[row], "data", None)
+        if isinstance(value, str):
+            texts[key] = value
     verdict = int(td["verdict"][row])
     return {
-        "game": deal.number, "id": int(td["id"][row]), "seed": deal.seed, "stance": int(td["stance"][row]), "label": VERDICTS[int(td["y"][row])],
+        "game": spec.number, "id": int(td["id"][row]), "seed": spec.seed, "stance": int(td["stance"][row]), "label": VERDICTS[int(td["y"][row])],
         "verdict": VERDICTS[verdict] if verdict != NO_DECISION else None, "num_rounds": int(td["round"][row]), "rewards": rewards,
-        "instance": text, "turns": turns,
+        "instance": texts, "turns": turns,
     }  # fmt: skip
 
 # %% ../../nbs/70_episodes/03_text_episodes.ipynb #c009
 @dataclass
-class _Table:
-    "A game that is being played"
+class TextEpisode:
+    "An episode that is being played"
 
-    deal: Deal
-    rewards: dict[str, float]
+    spec: EpisodeSpec
+    rewards: dict[str, float]  # So far, by agent
     turns: list[dict] = field(default_factory=list)
 
-    def note(self, names: list[str], round: int, replies: dict[str, Reply], rewards: list[float]):
-        paid = dict(zip(names, rewards))
-        self.rewards = {name: self.rewards[name] + paid[name] for name in names}
-        self.turns += [turn_record(a, round, reply, paid[a]) for a, reply in replies.items()]
+
+def start_episodes(env: Environment, specs: list[EpisodeSpec]) -> TensorDictBase:
+    "The first states of these episodes"
+    return env.start(torch.tensor([s.index for s in specs]), torch.tensor([s.seed for s in specs]))
 
 
-def opened(env: Environment, games: list[Deal]) -> TensorDictBase:
-    "The first states of these games"
-    return env.start(torch.tensor([d.index for d in games]), torch.tensor([d.seed for d in games]))
+def play_step(
+    env: Environment,
+    act: Actor,  # All LLM agents combined
+    state: TensorDictBase,  # Of the episodes
+    episodes: list[TextEpisode],  # Gain the turns and the rewards
+) -> TensorDictBase:
+    "One step of text episodes; the state after it"
+    state["draw"] = torch.tensor([episode.spec.draw for episode in episodes])
+    state = act(state)
+    after = env.play(state)
+    for row, (episode, rewards) in enumerate(zip(episodes, after["agents", "reward"].tolist())):
+        now = dict(zip(env.protocol.agent_names, rewards))
+        episode.turns += turn_records(state, row, now)
+        episode.rewards = {name: episode.rewards[name] + now[name] for name in now}
+    return after.exclude(("agents", "reward"))
 
 # %% ../../nbs/70_episodes/03_text_episodes.ipynb #c010
 def play_episodes(
     instance: ScenarioInstance,
-    env: Environment,  # Whose data the deals are about
-    games: Iterable[Deal],
-    at_once: int = 32,  # Games at a time
-    stop: Callable[[], bool] = lambda: (
-        False
-    ),  # Asked before each round; games that are not over then are forgotten
+    env: Environment,  # Whose data the specs are about
+    specs: Iterable[EpisodeSpec],
+    at_once: int = 32,  # Episodes at a time
+    # Asked before each round; episodes that are not over then are forgotten
+    stop: Callable[[], bool] = bool,
 ) -> Iterator[dict[str, Any]]:
-    "Records of the games, in the order in which they end"
-    names = env.protocol.agent_names
-    waiting = iter(games)
-    tables = []
-    td = None
+    "Records of the episodes, in the order in which they end; another begins as soon as one is over"
+    waiting = iter(specs)
+    episodes: list[TextEpisode] = []
+    state = None
     while not stop():
-        fresh = list(islice(waiting, at_once - len(tables)))
+        fresh = list(islice(waiting, at_once - len(episodes)))
         if fresh:
-            td = torch.cat([td, opened(env, fresh)]) if tables else opened(env, fresh)
-            tables += [_Table(deal, dict.fromkeys(names, 0.0)) for deal in fresh]
-        if not tables:
+            begun = start_episodes(env, fresh)
+            state = torch.cat([state, begun]) if episodes else begun
+            episodes += [TextEpisode(spec, dict.fromkeys(env.protocol.agent_names, 0.0)) for spec in fresh]
+        if not episodes:
             return
-        td["draw"] = torch.tensor([table.deal.draw for table in tables])
-        td = instance.combined["whole"](td)
-        after = env.play(td)
-        for table, round, replies, paid in zip(
-            tables, td["round"].tolist(), td["agents", "replies"], after["agents", "reward"].tolist()
-        ):
-            table.note(names, round, replies, paid)
-        over = after["done"].squeeze(-1).tolist()
-        yield from (
-            episode_record(t.deal, after, i, t.turns, t.rewards) for i, t in enumerate(tables) if over[i]
-        )
-        td = after.exclude(("agents", "reward"))[~after["done"].squeeze(-1)]
-        tables = [t for t, ended in zip(tables, over) if not ended]
+        state = play_step(env, instance.combined["whole"], state, episodes)
+        over = state["done"].squeeze(-1)
+        for row in over.nonzero().flatten().tolist():
+            episode = episodes[row]
+            yield episode_record(episode.spec, state, row, episode.turns, episode.rewards)
+        state = state[~over]
+        episodes = [episode for episode, ended in zip(episodes, over.tolist()) if not ended]
 
 # %% ../../nbs/70_episodes/03_text_episodes.ipynb #c013
 def outcomes(records: list[dict[str, Any]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    "Verdict, label, id and number of rounds of each game: int `[game]`"
+    "Verdict, label, id and number of rounds of each episode: int `[episode]`"
     number = {word: i for i, word in enumerate(VERDICTS)} | {None: NO_DECISION}
 
     def column(name, value=int):
@@ -147,11 +172,10 @@ def outcomes(records: list[dict[str, Any]]) -> tuple[Tensor, Tensor, Tensor, Ten
 
 
 def episode_statistics(records: list[dict[str, Any]]) -> dict[str, float]:
-    "Statistics of games that were played"
+    "Statistics of the `records` of episodes"
     verdicts, labels, ids, rounds = outcomes(records)
-    stats = {"mean_episode_length": mean(rounds), "std_episode_length": std(rounds)} | verdict_statistics(
-        verdicts, labels, ids
-    )
+    stats = {"mean_episode_length": mean(rounds), "std_episode_length": std(rounds)}
+    stats |= verdict_statistics(verdicts, labels, ids)
     always_wrong = [bool((verdicts[ids == i] != labels[ids == i]).all()) for i in ids.unique()]
     stats["always_wrong_proportion"] = sum(always_wrong) / max(1, len(always_wrong))
     for agent in records[0]["rewards"] if records else ():
@@ -160,7 +184,7 @@ def episode_statistics(records: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def agent_statistics(records: list[dict[str, Any]], agent: str) -> dict[str, float]:
-    "Statistics of one agent"
+    "Rewards of one agent, and shares of its turns"
     rewards = torch.tensor([r["rewards"][agent] for r in records])
     turns = [t for r in records for t in r["turns"] if t["agent"] == agent]
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import torch
-from ..episodes.text_episodes import deals, play_episodes
+from ..episodes.text_episodes import episode_specs, play_episodes
 from ..parameters.hyper_params import HyperParameters, trainers
 from ..parameters.settings import ExperimentSettings
 from ..scenarios.build import build_scenario_instance
@@ -112,7 +112,7 @@ def text_rollouts_per_second(games: int = 200, protocol: str = "nip") -> float:
     watch = Stopwatch("cpu")
 
     def play(n):
-        return list(play_episodes(instance, env, deals(0, "bench", n, games, len(env.dataset))))
+        return list(play_episodes(instance, env, episode_specs(0, "bench", n, games, len(env.dataset))))
 
     play(0)
     watch.time("text", play, 1)

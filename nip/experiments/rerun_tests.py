@@ -5,119 +5,31 @@
 # %% ../../nbs/93_experiments/04_rerun_tests.ipynb #c002
 from __future__ import annotations
 
-import torch
-import warnings
-from functools import singledispatch
-from ..language_models.fine_tuning import JobStatus
 from ..parameters.validation import ParameterError
 from ..runs.base_run import base_run_of
 from ..runs.run import Run
-from ..text_training.trainer import TextRlTrainer
 from ..training.trainer import Trainer, join_state
 
 # %% auto #0
-__all__ = ['take_up', 'sound_checkpoints', 'rerun_tests', 'models_then', 'moments', 'chosen_moments']
-
-# %% ../../nbs/93_experiments/04_rerun_tests.ipynb #c006
-def take_up(trainer: Trainer, base: Run, step: int) -> None:
-    "Put `trainer` where `base` was after `step` iterations"
-    state = join_state(*base.load_checkpoint(step))
-
-    def kind(device):
-        return torch.device(device).type
-
-    if kind(state["device"]) == kind(trainer.settings.device):
-        trainer.load_state(state)
-    else:
-        trainer.instance.load_state_dict(state["agents"])
-    trainer.iteration = step
-
-
-def sound_checkpoints(base: Run) -> list[int]:
-    "Steps of the checkpoints of `base` that can be read; warns of the others"
-    sound = []
-    for step in base.checkpoints:
-        try:
-            base.load_checkpoint(step)
-            sound.append(step)
-        except ValueError as error:
-            warnings.warn(f"{error}; not tested", stacklevel=3)
-    return sound
+__all__ = ['rerun_tests']
 
 # %% ../../nbs/93_experiments/04_rerun_tests.ipynb #c007
-@singledispatch
 def rerun_tests(
     trainer: Trainer,  # Of the new run
     base: Run | None = None,  # The earlier run; None: the one that the hyper-parameters name
 ) -> dict[str, float]:  # Of the last checkpoint
-    "Test every checkpoint of an earlier run, and log the metrics at its step"
+    "Test every checkpoint of an earlier run, and log the metrics at its step; raises `ParameterError` where there is none"
     base = base or base_run_of(trainer.hyper_params, trainer.settings.run_store)
-    steps = sound_checkpoints(base)
-    metrics = {}
-    if not steps:
+    checkpoints = trainer.checkpoints_to_test(base)
+    if not checkpoints:
         raise ParameterError("base_run.run_id", base.id, "is a run without a checkpoint that could be tested")
+    last = max(checkpoints)
+    metrics = {}
     with trainer.stop.listening():
         trainer.prepare()
-        for step in steps:
-            take_up(trainer, base, step)
-            if step == steps[-1]:
-                trainer.checkpoint()  # so that the new run can be evaluated, or lend its agents
-            metrics = trainer.final_test() if step == steps[-1] else trainer.test()
-            if trainer.run:
-                trainer.run.log(step, metrics)
-            if trainer.stop:
-                break
-    return metrics
-
-# %% ../../nbs/93_experiments/04_rerun_tests.ipynb #c009
-def models_then(state: dict, learned: int) -> dict:
-    "The models of a checkpoint, none of which is being fine-tuned; those of the beginning where nothing was learned"
-    none = {"job_id": None, "status": vars(JobStatus("none")).copy()}
-    groups = state["model_groups"].items()
-    return {name: group | none | ({} if learned else {"models": []}) for name, group in groups}
-
-
-def moments(trainer: TextRlTrainer, base: Run) -> dict[int, dict]:
-    "Number of iterations that were learned from → state, for all moments that can be tested, in order"
-    forced = trainer.hyper_params.base_run.rerun_tests_force_test_during_training_state
-    found = {}
-    for step in sound_checkpoints(base):
-        state = join_state(*base.load_checkpoint(step))
-        is_between = state["stage"] in (0, len(trainer.stages))
-        learned = step + (state["stage"] == len(trainer.stages))
-        if is_between or forced:
-            found.setdefault(learned, state)
-        found.setdefault(0, state)
-    return dict(sorted(found.items()))
-
-
-def chosen_moments(scheme: str, found: dict[int, dict]) -> dict[int, dict]:
-    "Those that `scheme` tests"
-    at = list(found)
-    last = list(found)[-1:]
-    wanted = {"none": [], "last": last, "first_and_last": at[:1] + last, "all": at}[scheme]
-    return {learned: state for learned, state in found.items() if learned in wanted}
-
-# %% ../../nbs/93_experiments/04_rerun_tests.ipynb #c010
-@rerun_tests.register
-def _(trainer: TextRlTrainer, base: Run | None = None) -> dict[str, float]:
-    base = base or base_run_of(trainer.hyper_params, trainer.settings.run_store)
-    scheme = trainer.hyper_params.text_rl.test_scheme
-    found = moments(trainer, base)
-    metrics = {}
-    if scheme == "none":
-        raise ParameterError(
-            "text_rl.test_scheme", scheme, "leaves nothing to test again", ["all", "last", "first_and_last"]
-        )
-    if not found:
-        raise ParameterError("base_run.run_id", base.id, "is a run without a checkpoint that could be tested")
-    with trainer.stop.listening():
-        trainer.prepare()
-        for learned, state in chosen_moments(scheme, found).items():
-            here = {"iteration": learned, "stage": 0, "jobs_begun": [], "device": trainer.settings.device}
-            trainer.load_state(state | here | {"model_groups": models_then(state, learned)})
-            trainer.checkpoint()
-            metrics = trainer.final_test()
+        for learned, step in checkpoints.items():
+            state = join_state(*base.load_checkpoint(step))
+            metrics = trainer.test_again(state, learned, is_last=learned == last)
             if trainer.run and metrics:
                 trainer.run.log(learned, metrics)
             if trainer.stop:

@@ -5,15 +5,17 @@
 # %% ../../nbs/91_text_training/01_expert_iteration.ipynb #c002
 from __future__ import annotations
 
-import torch
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+
 from ..core.registry import Registry
 from ..core.seeds import generator
 from ..parameters.hyper_params import register_parameters
 from ..parameters.validation import Parameters, param
 from .trainer import TextRlTrainer, examples, with_right_verdict
 from ..training.trainer import register_trainer
-from typing import Any
 
 # %% auto #0
 __all__ = ['rollout_selections', 'PureTextEiParameters', 'above_threshold', 'weighted_sample', 'ExpertIterationTrainer']
@@ -25,66 +27,64 @@ rollout_selections = Registry("rollout selection")
 @register_parameters("pure_text_ei", only_if_claimed=True)
 @dataclass
 class PureTextEiParameters(Parameters):
-    "Expert iteration"
+    "Parameters of expert iteration ([Anthony et al. 2017](https://arxiv.org/abs/1705.08439))"
 
-    rollout_selection_method: str = param(
-        "threshold", choices=rollout_selections
-    )  # Which games to learn from
-    reward_threshold: float = 0.9  # Least reward of a game that is learned from
-    weighting_sample_size_factor: float = param(0.5, gt=0)  # Size of the sample, as a share of all games
+    # Which episodes to learn from
+    rollout_selection_method: str = param("threshold", choices=rollout_selections)
+    reward_threshold: float = 0.9  # Least reward of an episode that is learned from
+    weighting_sample_size_factor: float = param(0.5, gt=0)  # Size of the sample, as a share of all episodes
     weighting_minimum: float | None = None  # Reward that counts for nothing; None: the least there is
-    weighting_use_replacement: bool = True  # Whether a game may be drawn twice
-    weighting_epsilon: float = param(0.01, gt=0)  # Weight of the worst game
+    weighting_use_replacement: bool = True  # Whether an episode may be drawn twice
+    weighting_epsilon: float = param(0.01, gt=0)  # Weight of the worst episode
 
 
 @rollout_selections.register("threshold")
 def above_threshold(rewards: torch.Tensor, p: PureTextEiParameters, rng: torch.Generator) -> list[int]:
-    "All games with at least `p.reward_threshold`"
+    "All episodes with at least `p.reward_threshold`"
     return (rewards >= p.reward_threshold).nonzero().flatten().tolist()
 
 
 @rollout_selections.register("weighted_sampling")
 def weighted_sample(rewards: torch.Tensor, p: PureTextEiParameters, rng: torch.Generator) -> list[int]:
-    "A sample in which a game has a weight of its reward above the minimum, plus ε"
+    "A sample in which an episode has a weight of its reward above the minimum, plus ε"
     least = rewards.min().item() if p.weighting_minimum is None else p.weighting_minimum
     weights = (rewards - least).clamp(min=0) + p.weighting_epsilon
     size = round(p.weighting_sample_size_factor * len(rewards))
-    size = size if p.weighting_use_replacement else min(size, len(rewards))
-    return (
-        torch.multinomial(weights, size, p.weighting_use_replacement, generator=rng).tolist() if size else []
-    )
+    if not p.weighting_use_replacement:
+        size = min(size, len(rewards))
+    if not size:
+        return []
+    return torch.multinomial(weights, size, p.weighting_use_replacement, generator=rng).tolist()
 
 # %% ../../nbs/91_text_training/01_expert_iteration.ipynb #c009
 @register_trainer("pure_text_ei")
 class ExpertIterationTrainer(TextRlTrainer):
-    "Fine-tune each agent on the games in which it did best"
+    "Fine-tune each agent on the episodes in which it did best"
 
     parameter_groups = (*TextRlTrainer.parameter_groups, "pure_text_ei")
 
     def lines(self, group) -> list[dict[str, Any]]:
-        return [line for agent in group.agent_names for line in examples(self.chosen(agent), agent)]
+        lines = []
+        for agent in group.agent_names:
+            lines += examples(self.selected_records(agent), agent)
+        return lines
 
     def candidates(self) -> list[dict[str, Any]]:
-        "Games that may be learned from, some with their verdicts set right"
-        text = self.hyper_params.text_rl
-        seed = self.hyper_params.seed
+        "Records of episodes that may be learned from, some with their verdicts set right"
+        hp = self.hyper_params
         found = []
-        reward = self.hyper_params.protocol_common.verifier_reward
-        for i in range(0 if text.fine_tune_on_all_previous_rollouts else self.iteration, self.iteration + 1):
-            records = self.record_file(f"{i:06d}").in_order
-            lucky = torch.rand(
-                len(records), generator=generator(seed, "replaced verdicts", i)
-            ) < text.replaced_share(i)
-            found += [
-                with_right_verdict(r, reward) if is_lucky else r
-                for r, is_lucky in zip(records, lucky.tolist())
-            ]
+        for i, records in self.records_to_learn_from():
+            rng = generator(hp.seed, "replaced verdicts", i)
+            is_replaced = torch.rand(len(records), generator=rng) < hp.text_rl.replaced_share(i)
+            for record, replaced in zip(records, is_replaced.tolist()):
+                right = with_right_verdict(record, hp.protocol_common.verifier_reward) if replaced else record
+                found.append(right)
         return found
 
-    def chosen(self, agent: str) -> list[dict[str, Any]]:
-        "The games that `agent` learns from in this iteration"
+    def selected_records(self, agent: str) -> list[dict[str, Any]]:
+        "Records of the episodes that `agent` learns from in this iteration"
         p = self.hyper_params.pure_text_ei
         records = self.candidates()
-        rewards = torch.tensor([r["rewards"][agent] for r in records])
+        rewards = torch.tensor([record["rewards"][agent] for record in records])
         rng = generator(self.hyper_params.seed, "selection", agent, self.iteration)
         return [records[i] for i in rollout_selections[p.rollout_selection_method](rewards, p, rng)]

@@ -5,25 +5,27 @@
 # %% ../../nbs/91_text_training/02_malt.ipynb #c002
 from __future__ import annotations
 
-import torch
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, product
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+
 from ..core.seeds import derive_seed, generator
+from ..episodes.environment import Environment
 from ..episodes.statistics import mean, std
-from ..episodes.text_episodes import Deal, episode_record, opened, turn_record
+from ..episodes.text_episodes import EpisodeSpec, episode_record, start_episodes, turn_records
 from ..language_models.fine_tuning import preference_line
 from ..parameters.hyper_params import register_parameters
 from ..parameters.validation import Parameters, param
 from .expert_iteration import ExpertIterationTrainer
-from .trainer import TextRlTrainer
 from ..training.trainer import register_trainer
-from tensordict import TensorDictBase
-from typing import Any
 
 # %% auto #0
-__all__ = ['PAIR_SELECTIONS', 'PureTextMaltParameters', 'with_values', 'branches', 'draw_of', 'node_of', 'path_to', 'finished',
-           'grow_trees', 'step_tree', 'pairs', 'preference', 'MaltTrainer', 'tree_statistics']
+__all__ = ['PAIR_SELECTIONS', 'PureTextMaltParameters', 'with_values', 'grow_trees', 'pairs', 'preference', 'MaltTrainer',
+           'tree_statistics']
 
 # %% ../../nbs/91_text_training/02_malt.ipynb #c005
 PAIR_SELECTIONS = ("mid_point", "interval")
@@ -32,30 +34,27 @@ PAIR_SELECTIONS = ("mid_point", "interval")
 @register_parameters("pure_text_malt", only_if_claimed=True)
 @dataclass
 class PureTextMaltParameters(Parameters):
-    "Multi-agent training on trees of answers"
+    "Parameters of multi-agent training on trees of answers ([Motwani et al. 2024](https://arxiv.org/abs/2412.01928))"
 
     num_responses_per_timestep: int = param(2, ge=2)  # Answers per turn, each of which is followed up
-    pair_selection: str = param(
-        "mid_point", choices=PAIR_SELECTIONS
-    )  # A pair is one above and one below the mid-point of rewards, or so far apart
-    min_reward_interval: float = param(
-        0.5, ge=0
-    )  # How far apart the two of a pair are worth, with "interval"
-    num_warm_up_iterations: int = param(
-        0, ge=0
-    )  # First iterations, in which agents imitate what was best (expert iteration)
+    # A pair is one above and one below the mid-point of rewards, or so far apart
+    pair_selection: str = param("mid_point", choices=PAIR_SELECTIONS)
+    # How far apart the two of a pair are worth, with "interval"
+    min_reward_interval: float = param(0.5, ge=0)
+    # First iterations, in which agents imitate what was best (expert iteration)
+    num_warm_up_iterations: int = param(0, ge=0)
 
 # %% ../../nbs/91_text_training/02_malt.ipynb #c007
 def with_values(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     "Nodes of a tree, each after its parent, with their `value` for each agent"
     children: dict[int, list[dict]] = {}
     for node in reversed(nodes):
+        value = dict(node["rewards"])
         below = children.get(node["node"], [])
-
-        def later(agent):
-            return sum(c["value"][agent] for c in below) / len(below) if below else 0.0
-
-        node["value"] = {agent: paid + later(agent) for agent, paid in node["rewards"].items()}
+        if below:
+            for agent in value:
+                value[agent] += sum(child["value"][agent] for child in below) / len(below)
+        node["value"] = value
         children.setdefault(node["parent"], []).append(node)
     return nodes
 
@@ -64,119 +63,112 @@ def with_values(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
 class _Tree:
     "A tree that is being grown"
 
-    deal: Deal
+    spec: EpisodeSpec
     nodes: list[dict] = field(default_factory=list)
-    game: dict | None = None  # The path of first answers, when it has ended
+    episode: dict | None = None  # The record of the path of first answers, when it has ended
     num_open: int = 1
+
+    def path_to(self, number: int) -> list[dict]:
+        "The nodes from the beginning to node `number`"
+        path = []
+        while number >= 0:
+            path.append(self.nodes[number])
+            number = self.nodes[number]["parent"]
+        return path[::-1]
 
 
 @dataclass(frozen=True)
-class _Spot:
-    "An open state of a tree"
+class _OpenState:
+    "A state of a tree that is to be continued"
 
     tree: _Tree
     node: int = -1  # Whose answer led here; −1: the beginning
     is_first: bool = True  # Whether only first answers did
 
-
-def branches(spots: list[_Spot], k: int) -> list[tuple[_Spot, int]]:
-    "Each spot `k` times, numbered"
-    return [(spot, j) for spot in spots for j in range(k)]
-
-
-def draw_of(spot: _Spot, branch: int) -> int:
-    "The seed of an answer: that of the game itself on the path of first answers"
-    return (
-        spot.tree.deal.draw
-        if spot.is_first and branch == 0
-        else derive_seed(spot.tree.deal.draw, "branch", spot.node, branch) >> 1
-    )
+    def draw(self, branch: int) -> int:
+        "The seed of an answer: that of the episode itself on the path of first answers"
+        draw = self.tree.spec.draw
+        if self.is_first and branch == 0:
+            return draw
+        return derive_seed(draw, "branch", self.node, branch) >> 1
 
 # %% ../../nbs/91_text_training/02_malt.ipynb #c011
-def node_of(
-    spot: _Spot, names: list[str], td: TensorDictBase, after: TensorDictBase, row: int
-) -> dict[str, Any]:
-    "A choice of all who spoke, and what was paid for it at once"
-    round = int(td["round"][row])
-    paid = dict(zip(names, after["agents", "reward"][row].tolist()))
-    turns = [turn_record(a, round, reply, paid[a]) for a, reply in td["agents", "replies"][row].items()]
-    return {
-        "node": len(spot.tree.nodes),
-        "parent": spot.node,
-        "round": round,
-        "turns": turns,
-        "rewards": paid,
-        "is_end": bool(after["done"][row]),
-    }
+@dataclass
+class _Round:
+    "A step of all open states of some trees, each repeated"
 
+    names: list[str]  # Of the agents
+    td: TensorDictBase  # With replies
+    after: TensorDictBase
 
-def path_to(tree: _Tree, node: int) -> list[dict]:
-    "The nodes from the beginning to `node`"
-    path = []
-    while node >= 0:
-        path.append(tree.nodes[node])
-        node = tree.nodes[node]["parent"]
-    return path[::-1]
+    def add(self, row: int, state: _OpenState, branch: int) -> _OpenState | None:
+        "Add an answer to its tree; the state after it, if it is to be continued"
+        tree = state.tree
+        rewards = dict(zip(self.names, self.after["agents", "reward"][row].tolist()))
+        is_end = bool(self.after["done"][row])
+        node = {"node": len(tree.nodes), "parent": state.node, "round": int(self.td["round"][row]),
+                "turns": turn_records(self.td, row, rewards), "rewards": rewards, "is_end": is_end}  # fmt: skip
+        tree.nodes.append(node)
+        is_first = state.is_first and branch == 0
+        if branch == 0:
+            tree.num_open -= 1
+        if not is_end:
+            tree.num_open += 1
+            return _OpenState(tree, node["node"], is_first)
+        if is_first:
+            tree.episode = self.record(tree, row, node["node"])
 
-
-def finished(tree: _Tree, names: list[str], after: TensorDictBase, row: int, node: int) -> dict[str, Any]:
-    "The record of the game that ends at `node`"
-    path = path_to(tree, node)
-    rewards = {a: sum(n["rewards"][a] for n in path) for a in names}
-    return episode_record(tree.deal, after, row, [turn for n in path for turn in n["turns"]], rewards)
+    def record(self, tree: _Tree, row: int, node: int) -> dict[str, Any]:
+        "The record of the episode that ends at `node`"
+        path = tree.path_to(node)
+        rewards = {name: sum(n["rewards"][name] for n in path) for name in self.names}
+        turns = []
+        for n in path:
+            turns += n["turns"]
+        return episode_record(tree.spec, self.after, row, turns, rewards)
 
 # %% ../../nbs/91_text_training/02_malt.ipynb #c012
 def grow_trees(
     instance,
-    env,
-    games: Iterable[Deal],
+    env: Environment,
+    specs: Iterable[EpisodeSpec],
     k: int,  # Answers to each question
     at_once: int = 32,  # Trees at a time
-    stop: Callable[[], bool] = lambda: False,  # Asked before each round
+    stop: Callable[[], bool] = bool,  # Asked before each round
 ) -> Iterator[dict[str, Any]]:
-    "Records of games with their trees, `nodes`, in the order in which they are grown"
-    names = env.protocol.agent_names
-    waiting = iter(games)
-    spots = []
+    "Records of episodes with their trees, `nodes`, in the order in which they are grown"
+    waiting = iter(specs)
+    states: list[_OpenState] = []
     td = None
     while not stop():
-        fresh = list(islice(waiting, at_once - len({id(s.tree) for s in spots})))
+        fresh = list(islice(waiting, at_once - len({id(state.tree) for state in states})))
         if fresh:
-            td = torch.cat([td, opened(env, fresh)]) if spots else opened(env, fresh)
-            spots += [_Spot(_Tree(deal)) for deal in fresh]
-        if not spots:
+            begun = start_episodes(env, fresh)
+            td = torch.cat([td, begun]) if states else begun
+            states += [_OpenState(_Tree(spec)) for spec in fresh]
+        if not states:
             return
-        tries = branches(spots, k)
-        td = td[torch.arange(len(spots)).repeat_interleave(k)]
-        td["draw"] = torch.tensor([draw_of(*one) for one in tries])
+        branches = list(product(states, range(k)))
+        td = td[torch.arange(len(states)).repeat_interleave(k)]
+        td["draw"] = torch.tensor([state.draw(branch) for state, branch in branches])
         td = instance.combined["whole"](td)
-        after = env.play(td)
-        spots = []
-        for row, (spot, branch) in enumerate(tries):
-            yield from step_tree(spot, branch, names, td, after, row, k, spots)
-        td = after.exclude(("agents", "reward"))[~after["done"].squeeze(-1)]
-
-
-def step_tree(
-    spot: _Spot, branch: int, names, td, after, row: int, k: int, spots: list[_Spot]
-) -> Iterator[dict[str, Any]]:
-    "Add an answer to its tree, and the state after it to `spots`; gives the tree's record when it is complete"
-    tree = spot.tree
-    node = node_of(spot, names, td, after, row)
-    is_first = spot.is_first and branch == 0
-    tree.nodes.append(node)
-    tree.num_open -= branch == 0
-    if not node["is_end"]:
-        tree.num_open += 1
-        spots.append(_Spot(tree, node["node"], is_first))
-    elif is_first:
-        tree.game = finished(tree, names, after, row, node["node"])
-    if tree.num_open == 0 and branch == k - 1:
-        yield tree.game | {"nodes": with_values(tree.nodes)}
+        step = _Round(env.protocol.agent_names, td, env.play(td))
+        states = []
+        for row, (state, branch) in enumerate(branches):
+            following = step.add(row, state, branch)
+            if following:
+                states.append(following)
+            if state.tree.num_open == 0 and branch == k - 1:
+                yield state.tree.episode | {"nodes": with_values(state.tree.nodes)}
+        td = step.after.exclude(("agents", "reward"))[~step.after["done"].squeeze(-1)]
 
 # %% ../../nbs/91_text_training/02_malt.ipynb #c014
 def pairs(
-    record: dict[str, Any], agent: str, p: PureTextMaltParameters, mid_point: float, rng: torch.Generator
+    record: dict[str, Any],  # Of a tree
+    agent: str,
+    p: PureTextMaltParameters,
+    mid_point: float,  # Of the agent's rewards
+    rng: torch.Generator,
 ) -> list[tuple[dict, dict]]:
     "Pairs (better, worse) of turns of `agent`"
     questions: dict[int, list[tuple[float, dict]]] = {}
@@ -185,23 +177,21 @@ def pairs(
             if turn["agent"] == agent:
                 questions.setdefault(node["parent"], []).append((node["value"][agent], turn))
 
-    def good(high, low):
-        return (
-            high >= mid_point > low
-            if p.pair_selection == "mid_point"
-            else high - low >= p.min_reward_interval and high > low
-        )
+    def is_pair(better, worse):
+        high, better_turn = better
+        low, worse_turn = worse
+        if not better_turn["is_valid"] or better_turn["reply"] == worse_turn["reply"]:
+            return False
+        if p.pair_selection == "mid_point":
+            return high >= mid_point > low
+        return high > low and high - low >= p.min_reward_interval
 
     found = []
     for answers in questions.values():
-        fit = [
-            (a, b)
-            for high, a in answers
-            for low, b in answers
-            if good(high, low) and a["is_valid"] and a["reply"] != b["reply"]
-        ]
-        if fit:
-            found.append(fit[int(torch.randint(len(fit), (1,), generator=rng))])
+        candidates = [pair for pair in product(answers, answers) if is_pair(*pair)]
+        if candidates:
+            (_, better), (_, worse) = candidates[int(torch.randint(len(candidates), (1,), generator=rng))]
+            found.append((better, worse))
     return found
 
 
@@ -230,33 +220,33 @@ class MaltTrainer(ExpertIterationTrainer):
         return self.iteration < self.hyper_params.pure_text_malt.num_warm_up_iterations
 
     def lines(self, group) -> list[dict[str, Any]]:
-        return (
-            super().lines(group)
-            if self.is_warming_up
-            else [preference(*pair) for agent in group.agent_names for pair in self.pairs_of(agent)]
-        )
+        if self.is_warming_up:
+            return super().lines(group)
+        lines = []
+        for agent in group.agent_names:
+            lines += [preference(better, worse) for better, worse in self.pairs_of(agent)]
+        return lines
 
-    def play(self, env, games: list[Deal], at_once: int) -> Iterable[dict[str, Any]]:
+    def play(self, env: Environment, specs: list[EpisodeSpec], at_once: int) -> Iterable[dict[str, Any]]:
         if env is not self.instance.train_environment:
-            return TextRlTrainer.play(self, env, games, at_once)
+            return super().play(env, specs, at_once)
         k = self.hyper_params.pure_text_malt.num_responses_per_timestep
         trees = max(1, at_once // 8)
-        return grow_trees(self.instance, env, games, k, trees, lambda: bool(self.stop))
-
-    def tree_records(self) -> list[dict[str, Any]]:
-        "The trees that are learned from in this iteration"
-        first = 0 if self.hyper_params.text_rl.fine_tune_on_all_previous_rollouts else self.iteration
-        return [r for i in range(first, self.iteration + 1) for r in self.record_file(f"{i:06d}").in_order]
+        return grow_trees(self.instance, env, specs, k, trees, lambda: bool(self.stop))
 
     def pairs_of(self, agent: str) -> list[tuple[dict, dict]]:
         "The pairs that `agent` learns from in this iteration"
         p = self.hyper_params.pure_text_malt
         mid = self.instance.protocol_handler.reward_mid_point_estimate(agent)
         rng = generator(self.hyper_params.seed, "pairs", agent, self.iteration)
-        return [pair for record in self.tree_records() for pair in pairs(record, agent, p, mid, rng)]
+        found = []
+        for _, records in self.records_to_learn_from():
+            for record in records:
+                found += pairs(record, agent, p, mid, rng)
+        return found
 
     def log_stats(self) -> None:
-        TextRlTrainer.log_stats(self)
+        super().log_stats()
         records = self.record_file(f"{self.iteration:06d}").in_order
         for agent in self.instance.protocol_handler.agent_names:
             mid = self.instance.protocol_handler.reward_mid_point_estimate(agent)
@@ -265,20 +255,28 @@ class MaltTrainer(ExpertIterationTrainer):
 # %% ../../nbs/91_text_training/02_malt.ipynb #c019
 def tree_statistics(records: list[dict[str, Any]], agent: str, mid_point: float) -> dict[str, float]:
     "What the answers of an agent are worth, over all trees and by round"
-    spoken = [
-        (r["game"], n) for r in records for n in r["nodes"] if any(t["agent"] == agent for t in n["turns"])
-    ]
-    if not spoken:
+    values: list[float] = []
+    rounds: list[int] = []
+    questions: list[tuple] = []
+    for record in records:
+        for node in record["nodes"]:
+            if any(turn["agent"] == agent for turn in node["turns"]):
+                values.append(node["value"][agent])
+                rounds.append(node["round"])
+                questions.append((record["game"], node["parent"]))
+    if not values:
         return {}
-    values = torch.tensor([n["value"][agent] for _, n in spoken])
-    rounds = torch.tensor([n["round"] for _, n in spoken])
+    values = torch.tensor(values)
     above = (values >= mid_point).float()
-    questions: dict[tuple, set] = {}
-    for (game, n), is_above in zip(spoken, above.tolist()):
-        questions.setdefault((game, n["parent"]), set()).add(is_above)
-    both = torch.tensor([float(len(kinds) == 2) for kinds in questions.values()])
-    named = {"expected_reward": values, "is_positive_example": above, "has_positive_and_negative": both}
-    stats = {f"{how}_{name}": f(x) for name, x in named.items() for how, f in (("mean", mean), ("std", std))}
-    return stats | {
-        f"mean_expected_reward_round_{r}": mean(values[rounds == r]) for r in rounds.unique().tolist()
-    }
+    kinds: dict[tuple, set] = {}  # Of question: what kinds of answers it has
+    for question, is_above in zip(questions, above.tolist()):
+        kinds.setdefault(question, set()).add(is_above)
+    has_both = torch.tensor([float(len(found) == 2) for found in kinds.values()])
+    named = {"expected_reward": values, "is_positive_example": above, "has_positive_and_negative": has_both}
+    stats = {}
+    for name, x in named.items():
+        stats |= {f"mean_{name}": mean(x), f"std_{name}": std(x)}
+    rounds = torch.tensor(rounds)
+    for r in rounds.unique().tolist():
+        stats[f"mean_expected_reward_round_{r}"] = mean(values[rounds == r])
+    return stats

@@ -5,9 +5,13 @@
 # %% ../../nbs/90_training/04_message_probe.ipynb #c002
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
-from dataclasses import dataclass
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
 from ..agents.networks import activations, make_mlp
 from ..core.registry import Registry
 from ..core.seeds import derive_seed, generator, seeded
@@ -16,8 +20,6 @@ from ..parameters.validation import ParameterError, Parameters, param
 from ..protocols.messages import MessageSpace
 from .rl import Observer, observers
 from .trainer import load_optimiser
-from tensordict import TensorDictBase
-from torch import Tensor, nn
 
 # %% auto #0
 __all__ = ['message_regressors', 'CONVOLUTIONS', 'MIN_HELD_OUT', 'register_message_regressor', 'MessageRegressionParameters',

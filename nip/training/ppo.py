@@ -5,8 +5,12 @@
 # %% ../../nbs/90_training/05_ppo.ipynb #c002
 from __future__ import annotations
 
-import torch
 from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
 from ..agents.combined import log_prob_and_entropy, decision_mask
 from ..parameters.hyper_params import register_parameters
 from ..parameters.validation import Parameters, param
@@ -21,19 +25,17 @@ from nip.training.losses import (
 )
 from .rl import RlTrainer
 from .trainer import register_trainer
-from tensordict import TensorDictBase
-from torch import Tensor
 
 # %% auto #0
-__all__ = ['CommonPpoParameters', 'VanillaPpoParameters', 'verdict_cross_entropy', 'VanillaPpoTrainer']
+__all__ = ['CommonPpoParameters', 'VanillaPpoParameters', 'ActorCriticTrainer', 'verdict_cross_entropy', 'VanillaPpoTrainer']
 
 # %% ../../nbs/90_training/05_ppo.ipynb #c005
 @register_parameters("ppo")
 @dataclass
 class CommonPpoParameters(Parameters):
-    "Parameters of all learners with a PPO loss"
+    "Parameters of PPO ([Schulman et al., 2017](https://arxiv.org/abs/1707.06347)), and of what other learners share with it"
 
-    loss_type: str = param("clip", choices=("clip", "kl_penalty"))  # Clip the ratio, or charge for divergence
+    loss_type: str = param("clip", choices=("clip", "kl_penalty"))  # Clip the ratio, or penalise divergence
     clip_epsilon: float = param(0.2, gt=0)  # How far the ratio may move from 1
     kl_target: float = param(0.01, gt=0)  # Divergence per iteration that the penalty aims at
     kl_beta: float = param(1.0, ge=0)  # The penalty's weight at the start
@@ -49,74 +51,94 @@ class CommonPpoParameters(Parameters):
 class VanillaPpoParameters(Parameters):
     "What `vanilla_ppo` has beyond `rl` and `ppo`"
 
-    label_coef: float = param(
-        0.0, ge=0
-    )  # Weight of a cross-entropy loss that tells verifiers the label of their verdicts
+    # Weight of a cross-entropy loss that tells verifiers the label of their verdicts
+    label_coef: float = param(0.0, ge=0)
+
+# %% ../../nbs/90_training/05_ppo.ipynb #d001
+class ActorCriticTrainer(RlTrainer):
+    "What learners with a critic share: its loss and the entropy bonus, as the parameters `rl` and `ppo` weigh them"
+
+    parameter_groups = (*RlTrainer.parameter_groups, "ppo")
+
+    @property
+    def value_clip(self) -> float | None:
+        "How far a value estimate may move in an iteration; None: any way"
+        clip = self.hyper_params.rl.clip_value
+        if clip is False:
+            return None
+        return self.hyper_params.ppo.clip_epsilon if clip is True else clip
+
+    def mean_critic_loss(self, batch: TensorDictBase) -> Tensor:
+        "Mean loss of each agent's value estimate: `[agent]`"
+        agents = batch["agents"]
+        kind = self.hyper_params.rl.loss_critic_type
+        loss = critic_loss(
+            agents["value"], agents["value_target"], kind, agents["old_value"], self.value_clip
+        )
+        return masked_mean(loss, agents["acts"])
+
+    def critic_terms(self, critic: Tensor, entropy: Tensor) -> dict[str, Tensor]:
+        "Loss of the critic and entropy bonus, by the names that they have in the metrics, from their means `[agent]`"
+        ppo = self.hyper_params.ppo
+        return {"loss_critic": ppo.critic_coef * critic, "loss_entropy": -ppo.entropy_eps * entropy}
 
 # %% ../../nbs/90_training/05_ppo.ipynb #c007
 def verdict_cross_entropy(batch: TensorDictBase, decides: Tensor) -> Tensor:
-    "−log of the probability, between the two verdicts, of the right one: mean `[agent]` over frames where `decides [N agent]`"
+    "−log of the probability, between the two verdicts, of the right one: mean `[agent]` over steps where `decides [N agent]`"
     log_p = batch["agents", "decision_logits"][..., :2].log_softmax(-1)  # [N agent verdict]
     right = log_p.gather(-1, batch["y"].unsqueeze(-1).expand(*log_p.shape[:-1], 1)).squeeze(-1)
     return -masked_mean(right, decides)
 
 # %% ../../nbs/90_training/05_ppo.ipynb #c008
 @register_trainer("vanilla_ppo")
-class VanillaPpoTrainer(RlTrainer):
-    "Independent PPO for every agent"
+class VanillaPpoTrainer(ActorCriticTrainer):
+    "Independent PPO for every agent ([Schulman et al., 2017](https://arxiv.org/abs/1707.06347), eq. 7 to 9)"
 
-    parameter_groups = (*RlTrainer.parameter_groups, "ppo", "vanilla_ppo")
+    parameter_groups = (*ActorCriticTrainer.parameter_groups, "vanilla_ppo")
 
     def prepare(self) -> None:
         super().prepare()
-        self.normalise_advantage = self.hyper_params.ppo.normalize_advantage
-        self.beta = torch.full(
-            (len(self.agent_names),), self.hyper_params.ppo.kl_beta, device=self.settings.device
-        )
-
-    @property
-    def value_clip(self) -> float | None:
-        clip = self.hyper_params.rl.clip_value
-        return None if clip is False else self.hyper_params.ppo.clip_epsilon if clip is True else clip
+        ppo = self.hyper_params.ppo
+        self.normalise_advantage = ppo.normalize_advantage
+        self.beta = torch.full((len(self.agent_names),), ppo.kl_beta, device=self.settings.device)
 
     def surrogate(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
+        "Minus PPO's objective, per step: with a clipped ratio, or a penalty on divergence"
         ppo = self.hyper_params.ppo
         if ppo.loss_type == "clip":
             return ppo_clip_loss(log_ratio, advantage, ppo.clip_epsilon)
         return ppo_kl_loss(log_ratio, advantage, self.beta)
 
-    def agent_losses(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        ppo = self.hyper_params.ppo
+    def ppo_terms(self, batch: TensorDictBase, log_ratio: Tensor, entropy: Tensor) -> tuple[dict, dict]:
+        "The terms of PPO's loss, each `[agent]`, by name; and statistics"
         agents = batch["agents"]
         acts = agents["acts"]
-        mean = lambda x: masked_mean(x, agents["acts"])
+        critic = self.mean_critic_loss(batch)
+        mean_entropy = masked_mean(entropy, acts)
+        objective = masked_mean(self.surrogate(log_ratio, agents["advantage"]), acts)
+        terms = {"loss_objective": objective} | self.critic_terms(critic, mean_entropy)
+        stats = {"loss_critic_unscaled": critic, "entropy": mean_entropy,
+                 "kl_divergence": masked_mean(kl_estimate(log_ratio), acts), "ESS": effective_sample_size(log_ratio, acts)}  # fmt: skip
+        return terms, {k: v.detach() for k, v in (terms | stats).items()}
+
+    def agent_losses(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        acts = batch["agents", "acts"]
         log_prob, entropy = log_prob_and_entropy(batch, self.spaces)
-        log_ratio = torch.where(acts, log_prob - agents["log_prob"], 0.0)
-        objective = mean(self.surrogate(log_ratio, agents["advantage"]))
-        kind = self.hyper_params.rl.loss_critic_type
-        values = (agents["value"], agents["value_target"])
-        critic = mean(critic_loss(*values, kind, agents["old_value"], self.value_clip))
-        bonus = mean(entropy)
+        log_ratio = torch.where(acts, log_prob - batch["agents", "log_prob"], 0.0)
+        terms, stats = self.ppo_terms(batch, log_ratio, entropy)
+        loss = sum(terms.values())
         label = self.hyper_params.vanilla_ppo.label_coef
-        with torch.no_grad():
-            stats = {"loss_objective": objective, "loss_critic": ppo.critic_coef * critic, "loss_critic_unscaled": critic,
-                     "loss_entropy": -ppo.entropy_eps * bonus, "entropy": bonus, "kl_divergence": mean(kl_estimate(log_ratio)),
-                     "ESS": effective_sample_size(log_ratio, acts)}  # fmt: skip
-        loss = objective + ppo.critic_coef * critic - ppo.entropy_eps * bonus
         if label:
-            judges = torch.tensor([a == "verifier" for a in self.agent_names], device=acts.device)
-            loss = loss + label * verdict_cross_entropy(batch, decision_mask(batch, judges) & acts)
-        return loss + self.direct_loss(batch), {k: v.detach() for k, v in stats.items()}
+            verifiers = torch.tensor([a == "verifier" for a in self.agent_names], device=acts.device)
+            loss = loss + label * verdict_cross_entropy(batch, decision_mask(batch, verifiers) & acts)
+        return loss + self.direct_loss(batch), stats
 
     def after_iteration(self, losses: dict[str, Tensor]) -> None:
         p = self.hyper_params.ppo
         if p.loss_type != "kl_penalty" or not losses:
             return
-
-        def adapt(beta, kl):
-            return adapt_beta(beta, kl, p.kl_target, p.kl_decrement, p.kl_increment)
-
-        adapted = [adapt(*pair) for pair in zip(self.beta.tolist(), losses["kl_divergence"].tolist())]
+        betas = zip(self.beta.tolist(), losses["kl_divergence"].tolist())
+        adapted = [adapt_beta(beta, kl, p.kl_target, p.kl_decrement, p.kl_increment) for beta, kl in betas]
         self.beta = torch.tensor(adapted, device=self.beta.device)
 
     def state(self) -> dict:

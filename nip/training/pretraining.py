@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import safetensors.torch
 import shutil
+from pathlib import Path
+
+import safetensors.torch
 from filelock import FileLock
+from torch import Tensor
+
 from ..agents.checkpoints import to_load, without_checkpoints
 from ..agents.pretrained import pretrained_model, required_models
 from ..core.files import atomic_write, cache_dir, tensor_bytes
 from ..scenarios.build import ScenarioInstance, build_scenario_instance
 from .supervised import SoloAgentTrainer, can_learn
-from pathlib import Path
-from torch import Tensor
 
 # %% auto #0
 __all__ = ['SHAPES', 'IRRELEVANT', 'body_recipe', 'body_folder', 'keep_body', 'kept_body', 'pretraining_trainer', 'train_body',

@@ -5,9 +5,14 @@
 # %% ../../nbs/90_training/06_supervised.ipynb #c002
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
-from dataclasses import dataclass
+from torch import Tensor
+
 from ..agents.networks import gathering_statistics, learning_mode
 from ..core.seeds import generator, seeded
 from ..episodes.statistics import confidence_interval
@@ -15,16 +20,15 @@ from ..parameters.hyper_params import register_parameters
 from ..parameters.validation import ParameterError, Parameters, param
 from ..protocols.handler import build_protocol_handler
 from .trainer import Trainer, TrainingError, load_optimiser, register_trainer
-from torch import Tensor
 
 # %% auto #0
-__all__ = ['SoloAgentParameters', 'can_learn', 'SoloAgentTrainer']
+__all__ = ['SoloAgentParameters', 'can_learn', 'Epoch', 'SoloAgentTrainer']
 
 # %% ../../nbs/90_training/06_supervised.ipynb #c006
 @register_parameters("solo_agent")
 @dataclass
 class SoloAgentParameters(Parameters):
-    "Supervised training of each agent alone"
+    "Parameters of the supervised training of each agent alone"
 
     num_epochs: int = param(100, ge=1)  # Passes over the data
     batch_size: int = param(256, ge=1)  # Data points per step
@@ -33,7 +37,7 @@ class SoloAgentParameters(Parameters):
 
 
 def can_learn(hyper_params, names) -> list[str]:
-    "Agents with weights that may move"
+    "Agents, of those with these `names`, whose weights may move"
 
     def fixed(p):
         return p.is_random or p.use_manual_architecture or p.freeze_agent
@@ -41,12 +45,18 @@ def can_learn(hyper_params, names) -> list[str]:
     return [name for name in names if not fixed(hyper_params.agents[name])]
 
 # %% ../../nbs/90_training/06_supervised.ipynb #c007
+class Epoch(NamedTuple):
+    "What came of a pass over the data, for an agent"
+
+    loss: float  # Mean
+    right: Tensor  # Whether the label was guessed, for each instance: 0 or 1 `[N]`
+
+
 @register_trainer("solo_agent")
 class SoloAgentTrainer(Trainer):
     "Every agent alone, by cross-entropy on the label"
 
     parameter_groups = ("solo_agent",)
-
     trains_random_agents = False
 
     @classmethod
@@ -63,51 +73,41 @@ class SoloAgentTrainer(Trainer):
 
     def __init__(self, instance, run=None, pupils: list[str] | None = None):
         super().__init__(instance, run)
-        self.pupils = pupils or can_learn(
-            self.hyper_params, instance.agents
-        )  # Names of the agents that are trained
+        # Names of the agents that are trained
+        self.pupils = pupils or can_learn(self.hyper_params, instance.agents)
 
     @classmethod
     def check_parameters(cls, hyper_params) -> None:
         super().check_parameters(hyper_params)
         if not can_learn(hyper_params, build_protocol_handler(hyper_params).agent_names):
-            raise ParameterError("agents", "frozen", "must leave somebody who can learn")
+            raise ParameterError("agents", "frozen", "must leave an agent that can learn")
         if hyper_params.pretrain_agents:
-            raise ParameterError(
-                "pretrain_agents", True, f"is what the trainer {hyper_params.trainer!r} does anyway", [False]
-            )
+            why = f"is what the trainer {hyper_params.trainer!r} does anyway"
+            raise ParameterError("pretrain_agents", True, why, [False])
 
     def prepare(self) -> None:
         solo = self.hyper_params.solo_agent
         self.shuffle = generator(self.hyper_params.seed, "solo batches")
 
-        def factor(g):
-            return 1.0 if solo.body_lr_factor_override else g["lr_factor"]
-
-        self.groups = [
-            g | {"agent": name, "lr_factor": factor(g)}
-            for name in self.pupils
-            for g in self.instance.agents[name].lr_groups()
-        ]
+        self.groups = []
+        for name in self.pupils:
+            for group in self.instance.agents[name].lr_groups():
+                factor = 1.0 if solo.body_lr_factor_override else group["lr_factor"]
+                self.groups.append(group | {"agent": name, "lr_factor": factor})
         rates = [{"params": g["params"], "lr": solo.learning_rate * g["lr_factor"]} for g in self.groups]
         self.optimiser = torch.optim.Adam(rates, fused=True)
 
     def iterate(self) -> dict[str, float]:
         order = torch.randperm(len(self.instance.train_dataset), generator=self.shuffle)
+        batches = order.split(self.hyper_params.solo_agent.batch_size)
         body = self.instance.combined["body"]
-        with (
-            gathering_statistics(body),
-            learning_mode(body),
-            seeded(self.hyper_params.seed, "noise", self.iteration),
-        ):
-            epoch = self.epoch(
-                self.instance.train_environment,
-                order.split(self.hyper_params.solo_agent.batch_size),
-                learn=True,
-            )
-        stats = {f"{n}.train_loss": loss for n, (loss, _) in epoch.items()}
-        stats |= {f"{n}.train_accuracy": right.mean().item() for n, (_, right) in epoch.items()}
-        return stats | {"mean_accuracy": sum(r.mean().item() for _, r in epoch.values()) / len(epoch)}
+        noise = seeded(self.hyper_params.seed, "noise", self.iteration)
+        with gathering_statistics(body), learning_mode(body), noise:
+            epoch = self.epoch(self.instance.train_environment, batches, learn=True)
+        stats = {f"{name}.train_loss": e.loss for name, e in epoch.items()}
+        accuracies = {name: e.right.mean().item() for name, e in epoch.items()}
+        stats |= {f"{name}.train_accuracy": accuracy for name, accuracy in accuracies.items()}
+        return stats | {"mean_accuracy": sum(accuracies.values()) / len(epoch)}
 
     def state(self) -> dict:
         moments = self.optimiser.state_dict()["state"]
@@ -122,39 +122,42 @@ class SoloAgentTrainer(Trainer):
         n = len(self.instance.test_dataset)
         epoch = self.epoch(self.instance.test_environment, torch.arange(n).split(1000), learn=False)
         stats = {}
-        for name, (loss, right) in epoch.items():
-            low, high = confidence_interval(right, torch.arange(n))
-            stats |= {f"{name}.test_loss": loss, f"{name}.test_accuracy": right.mean().item()}
+        for name, e in epoch.items():
+            low, high = confidence_interval(e.right, torch.arange(n))
+            stats |= {f"{name}.test_loss": e.loss, f"{name}.test_accuracy": e.right.mean().item()}
             stats |= {f"{name}.test_accuracy_low": low, f"{name}.test_accuracy_high": high}
         return stats
 
     def logits(self, name: str, td) -> Tensor:
-        "What agent `name` makes of fresh games: `[B 2]`"
+        "What agent `name` makes of episodes that have just begun: `[B 2]`"
         agent = self.instance.agents[name]
         combined = self.instance.combined["body"]
         representation = agent.body(combined.seen_by(name, td, torch.arange(len(td), device=td.device)))
         return agent.solo_head(representation | {"round": td["round"]})["label_logits"]
 
-    def epoch(self, environment, batches, learn: bool) -> dict[str, tuple[float, Tensor]]:
-        "One pass over `batches` of indices: mean loss, and right or wrong for each instance, by agent"
-        losses = {}
-        right = {}
+    def epoch(self, environment, batches: Iterable[Tensor], learn: bool) -> dict[str, Epoch]:
+        "One pass over `batches` of indices; what came of it, by agent"
+        losses = {name: [] for name in self.pupils}
+        right = {name: [] for name in self.pupils}
         for rows in batches:
             td = environment.start(rows, torch.zeros_like(rows))
+            y = td["y"].squeeze(-1)
             with torch.set_grad_enabled(learn):
                 logits = {name: self.logits(name, td) for name in self.pupils}
-            by_agent = {name: F.cross_entropy(z, td["y"].squeeze(-1)) for name, z in logits.items()}
+            by_agent = {name: F.cross_entropy(z, y) for name, z in logits.items()}
             if learn:
                 self.update(by_agent)
             for name, loss in by_agent.items():
-                losses.setdefault(name, []).append(loss.detach() * len(rows))
-                right.setdefault(name, []).append((logits[name].argmax(-1) == td["y"].squeeze(-1)).float())
-        return {
-            n: (torch.stack(losses[n]).sum().item() / len(torch.cat(right[n])), torch.cat(right[n]))
-            for n in losses
-        }
+                losses[name].append(loss.detach() * len(rows))
+                right[name].append((logits[name].argmax(-1) == y).float())
+        found = {}
+        for name in self.pupils:
+            is_right = torch.cat(right[name])
+            found[name] = Epoch(torch.stack(losses[name]).sum().item() / len(is_right), is_right)
+        return found
 
     def update(self, losses: dict[str, Tensor]) -> None:
+        "One step of the optimiser along the losses of all agents"
         bad = [n for n, loss in losses.items() if not loss.isfinite()]
         if bad:
             raise TrainingError(f"iteration {self.iteration}: the loss of {' and '.join(bad)} is not finite")

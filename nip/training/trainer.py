@@ -8,20 +8,24 @@ from __future__ import annotations
 import math
 import signal
 import threading
-import torch
+import warnings
+from collections.abc import Callable
 from contextlib import contextmanager
 from copy import deepcopy
+from time import monotonic
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
 from ..parameters.hyper_params import trainers
 from ..parameters.validation import ParameterError
 from ..runs.run import Run
 from ..scenarios.build import ScenarioInstance
-from tensordict import TensorDictBase
-from time import monotonic
-from torch import Tensor
 
 # %% auto #0
-__all__ = ['SIGNALS', 'StopRequest', 'split_state', 'join_state', 'load_optimiser', 'check_same_device', 'TrainingError',
-           'Trainer', 'groups_at_rates', 'register_trainer']
+__all__ = ['SIGNALS', 'StopRequest', 'split_state', 'join_state', 'load_optimiser', 'check_same_device', 'sound_checkpoints',
+           'groups_at_rates', 'TrainingError', 'Trainer', 'register_trainer']
 
 # %% ../../nbs/90_training/02_trainer.ipynb #c006
 SIGNALS = (signal.SIGINT, signal.SIGTERM)  # A person, or a cluster's scheduler, wants the machine back
@@ -30,7 +34,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)  # A person, or a cluster's scheduler,
 class StopRequest:
     "Set by the first interrupt; the loop looks at it between iterations"
 
-    def __init__(self, say=print):
+    def __init__(self, say: Callable[[str], None] = print):
         self.event = threading.Event()
         self.say = say
 
@@ -49,7 +53,8 @@ class StopRequest:
         before = {number: signal.getsignal(number) for number in SIGNALS}
 
         def restore():
-            return [signal.signal(*pair) for pair in before.items()]
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
         def on_interrupt(number, frame):
             self.stop()
@@ -70,8 +75,9 @@ def split_state(state: dict, path: str = "") -> tuple[dict[str, Tensor], dict]:
     rest = {}
     for key, value in state.items():
         if isinstance(value, dict):
-            inner, rest[str(key)] = split_state(value, f"{path}{key}/")
-            tensors |= inner
+            inner_tensors, inner_rest = split_state(value, f"{path}{key}/")
+            tensors |= inner_tensors
+            rest[str(key)] = inner_rest
         elif isinstance(value, Tensor):
             tensors[f"{path}{key}"] = value
         else:
@@ -98,22 +104,45 @@ def load_optimiser(optimiser: torch.optim.Optimizer, moments: dict[str, dict]) -
 
 # %% ../../nbs/90_training/02_trainer.ipynb #c015
 def check_same_device(then: str, now: str) -> None:
-    "Raise `ParameterError` if a run that was on device `then` cannot go on on device `now`"
-
-    def kind(device):
-        return torch.device(device).type
-
-    if kind(then) != kind(now):
-        why = f"cannot go on with a run that was on {then!r}: its random numbers are drawn there"
+    "Raise `ParameterError` if a run that was on device `then` cannot be resumed on device `now`"
+    if torch.device(then).type != torch.device(now).type:
+        why = f"cannot resume a run that was on {then!r}: its random numbers are drawn there"
         raise ParameterError("device", now, why, [then])
+
+# %% ../../nbs/90_training/02_trainer.ipynb #d003
+def sound_checkpoints(run: Run) -> list[int]:
+    "Steps of the checkpoints of `run` that can be read; warns of the others"
+    sound = []
+    for step in run.checkpoints:
+        try:
+            run.load_checkpoint(step)
+            sound.append(step)
+        except ValueError as error:
+            warnings.warn(f"{error}; not tested", stacklevel=4)
+    return sound
+
+# %% ../../nbs/90_training/02_trainer.ipynb #c020
+def groups_at_rates(groups: list[dict], optimiser: torch.optim.Optimizer | None) -> list[dict]:
+    "Groups of parameters (`name`, `agent`, `params`, `lr_factor`) with the rates that `optimiser` has for them, for display"
+    in_optimiser = optimiser.param_groups if optimiser else []
+    rates = {}
+    for group in in_optimiser:
+        rates |= {id(p): group["lr"] for p in group["params"]}
+    named = groups or [{"name": f"group {i}", "agent": "", **g} for i, g in enumerate(in_optimiser)]
+    return [{"name": g["name"], "agent": g["agent"], "lr": rates[id(g["params"][0])], "lr_factor": g.get("lr_factor", 1.0),
+             "num_parameters": sum(p.numel() for p in g["params"])} for g in named]  # fmt: skip
 
 # %% ../../nbs/90_training/02_trainer.ipynb #c018
 class TrainingError(RuntimeError):
-    "Training cannot go on; the message names the iteration and the agent"
+    "Training cannot continue; the message names the iteration and the agent"
 
 
 class Trainer:
-    "Improves the agents of a scenario instance, iteration by iteration"
+    """Improves the agents of a scenario instance, iteration by iteration.
+
+    A subclass, registered by `register_trainer`, defines the class methods `part_names`, `num_environments` and `num_iterations`, and `iterate` and
+    `test`; where it has a state of its own, `prepare`, `state` and `load_state`, too. It may raise `TrainingError`.
+    """
 
     trains_random_agents: bool = True  # Whether a random agent may take part
     parameter_groups: tuple[str, ...] = ()  # Groups of hyper-parameters that matter to it
@@ -134,16 +163,11 @@ class Trainer:
     def check_parameters(cls, hyper_params) -> None:
         "Raise `ParameterError` for an agent without weights under a trainer that has no use for one"
         for name, params in hyper_params.agents.items():
-            kind = (
-                "random agent"
-                if params.is_random
-                else "hand-written agent"
-                if params.use_manual_architecture
-                else None
-            )
-            if kind and not cls.trains_random_agents:
-                why = f"cannot learn, and the trainer {hyper_params.trainer!r} trains every agent"
-                raise ParameterError(f"agents.{name}", kind, why)
+            if cls.trains_random_agents or not (params.is_random or params.use_manual_architecture):
+                continue
+            kind = "random agent" if params.is_random else "hand-written agent"
+            why = f"cannot learn, and the trainer {hyper_params.trainer!r} trains every agent"
+            raise ParameterError(f"agents.{name}", kind, why)
 
     @classmethod
     def part_names(cls, hyper_params) -> tuple[str, ...]:
@@ -152,7 +176,7 @@ class Trainer:
 
     @classmethod
     def num_environments(cls, hyper_params, protocol, dataset) -> int:
-        "Games at a time"
+        "Episodes at a time, in an environment"
         raise NotImplementedError
 
     @classmethod
@@ -177,7 +201,7 @@ class Trainer:
         raise NotImplementedError
 
     def frames_at_once(self) -> TensorDictBase:
-        "Data of the size that an iteration has in memory at a time, from which its need can be told"
+        "Data of the size that an iteration has in memory at a time, from which its need can be estimated"
         return self.instance.train_environment.reset()
 
     def test(self) -> dict[str, float]:
@@ -185,17 +209,19 @@ class Trainer:
         raise NotImplementedError
 
     def keep_samples(self, name: str) -> None:
-        "Let the run keep something to look at of what has just been played"
+        "Let the run keep some of the latest episodes, to look at"
 
     def state(self) -> dict:
-        "All that it takes to go on from here, as nested dicts"
+        "All that it takes to resume from here, as nested dicts"
         return {"iteration": self.iteration, "metrics": self.metrics, "before": self.before, "device": self.settings.device,
                 "agents": self.instance.state_dict()}  # fmt: skip
 
     def load_state(self, state: dict) -> None:
-        "Go on from there; comes after `prepare`"
+        "Resume from `state`; comes after `prepare`. Raises `ParameterError` on another kind of device"
         check_same_device(state["device"], self.settings.device)
-        self.iteration, self.metrics, self.before = (state[k] for k in ("iteration", "metrics", "before"))
+        self.iteration = state["iteration"]
+        self.metrics = state["metrics"]
+        self.before = state["before"]
         self.instance.load_state_dict(state["agents"])
 
     def checkpoint(self) -> None:
@@ -211,8 +237,8 @@ class Trainer:
         late = s.checkpoint_minutes is not None and minutes >= s.checkpoint_minutes
         return self.iteration % s.checkpoint_period == 0 or late
 
-    def go_on(self) -> None:
-        "Go on from where the run goes on, if it does"
+    def resume(self) -> None:
+        "Resume from the checkpoint where the run starts, if there is one"
         self.last_checkpoint = monotonic()
         if self.run and self.run.start is not None:
             self.load_state(join_state(*self.run.load_checkpoint(self.run.start)))
@@ -227,7 +253,7 @@ class Trainer:
             total = min(total, 1)
         with self.stop.listening():
             self.prepare()
-            self.go_on()
+            self.resume()
             with s.tqdm_func(total=total, initial=self.iteration, desc="training", unit="it") as bar:
                 while self.iteration < total and not self.stop:
                     self.one_iteration(bar)
@@ -239,7 +265,7 @@ class Trainer:
             return self.before | self.metrics | ({} if self.stop else self.final_test())
 
     def one_iteration(self, bar) -> None:
-        "An iteration, told to all who want to know"
+        "An iteration, reported to the run, the progress bar and the profiler"
         self.metrics = self.iterate()
         s = self.settings
         if self.run:
@@ -261,21 +287,27 @@ class Trainer:
             self.keep_samples("test")
         return metrics
 
+    def checkpoints_to_test(self, base: Run) -> dict[int, int]:
+        "Of the earlier run `base`: number of iterations that were learned from → step of the checkpoint, in order; warns of damaged ones"
+        return {step: step for step in sound_checkpoints(base)}
+
+    def test_again(self, state: dict, learned: int, is_last: bool) -> dict[str, float]:
+        "Metrics, by this trainer's test, of the `state` of an earlier run that had `learned` from so many iterations"
+        if torch.device(state["device"]).type == torch.device(self.settings.device).type:
+            self.load_state(state)
+        else:  # Random numbers are others there
+            self.instance.load_state_dict(state["agents"])
+        self.iteration = learned
+        if is_last:
+            self.checkpoint()  # So that the new run can be evaluated, or lend its agents
+        return self.final_test() if is_last else self.test()
+
     def headline(self, metrics: dict[str, float]) -> dict[str, str]:
         "What the progress bar shows"
         shown = {"accuracy": metrics.get("mean_accuracy"), "rounds": metrics.get("mean_episode_length")}
         return {k: f"{v:.3g}" for k, v in shown.items() if v is not None and math.isfinite(v)}
 
-# %% ../../nbs/90_training/02_trainer.ipynb #c020
-def groups_at_rates(groups: list[dict], optimiser: torch.optim.Optimizer | None) -> list[dict]:
-    "Groups of parameters (`name`, `agent`, `params`, `lr_factor`) with the rates that `optimiser` has for them, for display"
-    there = optimiser.param_groups if optimiser else []
-    rates = {id(p): g["lr"] for g in there for p in g["params"]}
-    named = groups or [{"name": f"group {i}", "agent": "", **g} for i, g in enumerate(there)]
-    return [{"name": g["name"], "agent": g["agent"], "lr": rates[id(g["params"][0])], "lr_factor": g.get("lr_factor", 1.0),
-             "num_parameters": sum(p.numel() for p in g["params"])} for g in named]  # fmt: skip
 
-# %% ../../nbs/90_training/02_trainer.ipynb #c022
 def register_trainer(name: str):
-    "Class decorator: make a trainer available as `trainer=name`"
+    "Class decorator: make a `Trainer` available as `trainer=name`; raises `ValueError` where another class has the name"
     return trainers.register(name)
