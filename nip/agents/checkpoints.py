@@ -6,6 +6,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
 from .parts import Agent, below
 from ..parameters.hyper_params import HyperParameters
 from ..parameters.settings import ExperimentSettings
@@ -14,8 +18,6 @@ from ..protocols.handler import build_protocol_handler
 from ..runs.base_run import base_run_of, complete, kept
 from ..runs.run import Run
 from ..runs.store import RunStore, find_run
-from torch import Tensor
-from typing import Any
 
 # %% auto #0
 __all__ = ['asks', 'to_load', 'refusal', 'check_sources', 'source_run', 'role_of', 'earlier_parameters', 'checkpoint_of',
@@ -165,9 +167,9 @@ def misfit(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> str | None:
 
 def load_agent(hyper_params: HyperParameters, agent: Agent, earlier: EarlierAgent) -> None:
     "Give `agent` the weights of an earlier run; raises `ParameterError` where its networks differ"
-    why = misfit(agent.state_dict(), earlier.weights)
-    if why:
-        why = f"is a run in which {agent.name!r} has other networks: {why}"
+    difference = misfit(agent.state_dict(), earlier.weights)
+    if difference:
+        why = f"is a run in which {agent.name!r} has other networks: {difference}"
         raise refusal(hyper_params, agent.name, why)
     agent.load_state_dict(earlier.weights)
     if earlier.model_name:

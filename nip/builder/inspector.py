@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial, singledispatch
 from html import escape
-from ..agents.checkpoints import completed
+from ..agents.checkpoints import EarlierRuns, earlier_runs
 from ..agents.combined import CombinedAgentPart
 from ..agents.parts import Agent
 from ..agents.prompts import Speaker
@@ -379,8 +379,9 @@ class Inspector:
             settings = ExperimentSettings(**self.settings())
             hp = deepcopy(self.hyper_params())
             hp.validate()
-            hp, self.of = completed(hp, settings), hp
-            names = [*stage_names(hp), "trainer"]
+            self.of = hp
+            earlier = earlier_runs(hp, settings)
+            names = [*stage_names(earlier.hyper_params), "trainer"]
         except Exception as error:  # noqa: BLE001 hyper-parameters in the making may be wrong in any way
             self.progress.say(str(error), wrong=True)
             return
@@ -388,26 +389,25 @@ class Inspector:
         self.bar.value = 0
         self.build_button.disabled = True
         self.stop_button.disabled = False
-        self.thread = threading.Thread(target=self.work, args=(hp, settings, names), daemon=True)
+        self.thread = threading.Thread(target=self.work, args=(earlier, settings, names), daemon=True)
         self.thread.start()
 
-    def stages(
-        self, hyper_params: HyperParameters, settings: ExperimentSettings
-    ) -> Iterator[tuple[str, object]]:
+    def stages(self, earlier: EarlierRuns, settings: ExperimentSettings) -> Iterator[tuple[str, object]]:
         "All stages of the build, and a trainer that is ready to begin"
-        for name, built in build_stages(hyper_params, settings):
+        for name, built in build_stages(earlier.hyper_params, settings, earlier=earlier.agents):
             yield name, built
         trainer = prepared(built)
         self.instance = built
         self.trainer = trainer
         yield "trainer", trainer
 
-    def work(self, hyper_params: HyperParameters, settings: ExperimentSettings, names: list[str]) -> None:
+    def work(self, earlier: EarlierRuns, settings: ExperimentSettings, names: list[str]) -> None:
         "Build, and open a section for each stage"
         try:
             with _threads(settings.num_threads), _attention(settings):
+                hyper_params = earlier.hyper_params
                 self.scenario = scenarios[hyper_params.scenario](hyper_params, settings)
-                self.build_each(self.stages(hyper_params, settings), names)
+                self.build_each(self.stages(earlier, settings), names)
         finally:
             self.build_button.disabled = False
             self.stop_button.disabled = True

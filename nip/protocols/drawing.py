@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from fastcore.basics import patch
+
 from .handler import ProtocolHandler
 
 # %% auto #0

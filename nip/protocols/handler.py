@@ -5,14 +5,18 @@
 # %% ../../nbs/30_protocols/00_handler.ipynb #c002
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
-from ..core.registry import Registry
-from ..parameters.hyper_params import protocol_handlers, register_parameters
-from ..parameters.validation import ParameterError, Parameters, param
+
+import torch
 from tensordict import TensorDictBase
 from torch import Tensor
+
+from ..core.registry import Registry
+from ..parameters.hyper_params import HyperParameters, protocol_handlers, register_parameters
+from ..parameters.settings import ExperimentSettings
+from ..parameters.validation import ParameterError, Parameters, param
 
 # %% auto #0
 __all__ = ['verdict_scales', 'REJECT', 'ACCEPT', 'NO_DECISION', 'protocol_wrappers', 'CommonProtocolParameters',
@@ -82,8 +86,9 @@ class ProtocolHandler:
     provers_are_anonymous: bool = False  # Whether the verifier is not to know which prover speaks (text)
     has_direct_rewards: bool = False  # Whether some reward is a function of logits: see `direct_rewards`
 
-    def __init__(self, hyper_params):
+    def __init__(self, hyper_params: HyperParameters, settings: ExperimentSettings | None = None):
         self.hyper_params = hyper_params
+        self.settings = settings
         self.common = hyper_params.protocol_common
 
     def is_agent_active_in_variant(self, agent: str, round: int, channel: str, variant: int) -> bool:
@@ -370,19 +375,21 @@ class DeterministicSingleVerifierProtocolHandler(SingleVerifierProtocolHandler):
         return self.is_agent_active(agent, round, channel)
 
 # %% ../../nbs/30_protocols/00_handler.ipynb #c032
-def register_protocol_handler(name: str):
-    "Class decorator: make a protocol available as `interaction_protocol=name`"
+def register_protocol_handler(name: str) -> Callable[[type[ProtocolHandler]], type[ProtocolHandler]]:
+    "Class decorator: make a protocol available as `interaction_protocol=name`; a name that another class has is an error"
     return protocol_handlers.register(name)
 
 
-protocol_wrappers = Registry(
-    "protocol wrapper"
-)  # Under the name of the switch in `protocol_common` that asks for it
+# Under the name of the switch in `protocol_common` that asks for it
+protocol_wrappers = Registry("protocol wrapper")
 
 
-def build_protocol_handler(hyper_params) -> ProtocolHandler:
+def build_protocol_handler(
+    hyper_params: HyperParameters, settings: ExperimentSettings | None = None
+) -> ProtocolHandler:
     "The handler of `hyper_params.interaction_protocol`, in the wrappers that `protocol_common` asks for"
-    handler = protocol_handlers[hyper_params.interaction_protocol](hyper_params)
+    handler = protocol_handlers[hyper_params.interaction_protocol](hyper_params, settings)
     for switch, wrapper in protocol_wrappers.items():
-        handler = wrapper(handler) if getattr(hyper_params.protocol_common, switch) else handler
+        if getattr(hyper_params.protocol_common, switch):
+            handler = wrapper(handler)
     return handler

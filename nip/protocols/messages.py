@@ -5,14 +5,15 @@
 # %% ../../nbs/30_protocols/02_messages.ipynb #c002
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
 from tensordict import NonTensorStack, TensorDictBase
 from torch import Tensor
-from typing import Any, NamedTuple
 
 # %% auto #0
 __all__ = ['MessageSpace', 'Turn', 'Transcript', 'objects', 'TextSpace']

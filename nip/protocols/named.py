@@ -11,16 +11,17 @@ __all__ = ['NipProtocolParameters', 'NipProtocol', 'AdpProtocol', 'TwoProverPara
 
 # %% ../../nbs/30_protocols/03_named.ipynb #c002
 from dataclasses import dataclass
+
 from ..core.seeds import derive_seed
 from ..parameters.hyper_params import protocol_handlers, register_parameters
 from ..parameters.validation import ParameterError, Parameters, param
 from nip.protocols.handler import (
     ACCEPT,
+    NO_DECISION,
+    REJECT,
     CommonProtocolParameters,
     DeterministicSingleVerifierProtocolHandler,
-    NO_DECISION,
     ProtocolHandler,
-    REJECT,
     SingleVerifierProtocolHandler,
     build_protocol_handler,
     register_protocol_handler,

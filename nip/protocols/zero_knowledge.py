@@ -5,14 +5,16 @@
 # %% ../../nbs/30_protocols/04_zero_knowledge.ipynb #c002
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
-from dataclasses import dataclass
+from tensordict import TensorDictBase
+from torch import Tensor
+
 from ..parameters.hyper_params import register_parameters
 from ..parameters.validation import ParameterError, Parameters, param
 from .handler import NO_DECISION, ProtocolHandler, protocol_wrappers
-from tensordict import TensorDictBase
-from torch import Tensor
 
 # %% auto #0
 __all__ = ['RULED_OUT', 'COPIES', 'TWINS', 'ZkProtocolParameters', 'likeness', 'ZeroKnowledge']
@@ -60,7 +62,7 @@ class ZeroKnowledge(ProtocolHandler):
     parameter_groups = ("zk_protocol",)
 
     def __init__(self, base: ProtocolHandler):
-        super().__init__(base.hyper_params)
+        super().__init__(base.hyper_params, base.settings)
         self.base = base
         self.name = base.hyper_params.interaction_protocol
         if base.verifier_names != ["verifier"]:
