@@ -280,7 +280,7 @@ REFUSED = {
         "interaction_protocol": "debate", "agents": {"prover0": lent("vanilla_ppo")}},
     "channels it sees: ['main'] there, ['prover0_channel', 'prover1_channel'] here": {
         "interaction_protocol": "debate", "agents": {"verifier": lent("vanilla_ppo")}},
-    "rounds of a game: 2 there, 4 here; its turns: {'main': [0]} there, {'main': [0, 2]} here": {
+    "rounds of an episode: 2 there, 4 here; its turns: {'main': [0]} there, {'main': [0, 2]} here": {
         "interaction_protocol": "nip", "nip_protocol.max_message_rounds": 4, "rl.frames_per_batch": None},
     "being told its stance: False there, True here": {"protocol_common.randomize_prover_stance": True},
     "tensor 'policy_head.selector.mlp.0.weight' is not there in that run, and has shape (16, 32) in this one": {

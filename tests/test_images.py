@@ -170,7 +170,7 @@ def test_a_folder_without_pictures(tmp_path):
 
 
 OFFLINE = """
-from nip.image_data import load_pictures
+from nip.data.images import load_pictures
 try:
     load_pictures("mnist")
 except ConnectionError as error:

@@ -518,7 +518,7 @@ def test_an_agent_of_an_earlier_run_brings_its_model(tmp_path, renaming):
         .whole.model_name
         == "m+"
     )
-    with pytest.raises(ParameterError, match="another part"):
+    with pytest.raises(ParameterError, match="another role"):
         run_experiment(meets.replace({"interaction_protocol": "adp"}), run_store=tmp_path, tqdm_func=quiet)
     with pytest.raises(ParameterError, match="no checkpoint '77'"):
         run_experiment(

@@ -5,19 +5,24 @@
 # %% ../../nbs/60_agents/01_checkpoints.ipynb #c002
 from __future__ import annotations
 
-from .parts import Agent, substate
-from ..parameters.hyper_params import HyperParameters
-from ..parameters.validation import ParameterError, Parameters, plain
-from ..protocols.handler import build_protocol_handler
-from ..runs.base_run import complete, kept
-from ..runs.run import Run
-from ..runs.store import RunStore, find_run
-from torch import Tensor
+from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
+from .parts import Agent, substate
+from ..parameters.hyper_params import HyperParameters
+from ..parameters.settings import ExperimentSettings
+from ..parameters.validation import ParameterError, Parameters, plain
+from ..protocols.handler import build_protocol_handler
+from ..runs.base_run import base_run_of, complete, kept
+from ..runs.run import Run
+from ..runs.store import RunStore, find_run
+
 # %% auto #0
-__all__ = ['asks', 'to_load', 'refusal', 'check_sources', 'run_of', 'role_of', 'earlier_parameters', 'checkpoint_of',
-           'weights_of', 'model_of', 'misfit', 'complete_agents', 'without_checkpoints', 'load_agents', 'completed']
+__all__ = ['asks', 'to_load', 'refusal', 'check_sources', 'source_run', 'role_of', 'earlier_parameters', 'checkpoint_of',
+           'EarlierAgent', 'earlier_agent', 'earlier_agents', 'misfit', 'load_agent', 'with_earlier_parameters',
+           'without_checkpoints', 'EarlierRuns', 'earlier_runs', 'completed']
 
 # %% ../../nbs/60_agents/01_checkpoints.ipynb #c006
 def asks(params: Parameters) -> bool:
@@ -38,14 +43,14 @@ def refusal(hyper_params: HyperParameters, name: str, why: str, choices=None) ->
 
 # %% ../../nbs/60_agents/01_checkpoints.ipynb #c008
 def check_sources(hyper_params: HyperParameters) -> None:
-    "Raise `ParameterError` for an agent of an earlier run that does not say which"
+    "Raise `ParameterError` for an agent of an earlier run that does not name the run"
     for name, params in hyper_params.agents.items():
         if asks(params) and params.checkpoint_run_id is None:
             why = "must be given where load_checkpoint_and_parameters is True"
             raise ParameterError(f"agents.{name}.checkpoint_run_id", None, why)
 
 
-def run_of(hyper_params: HyperParameters, name: str, run_store=None) -> Run:
+def source_run(hyper_params: HyperParameters, name: str, run_store=None) -> Run:
     "The run from which agent `name` is taken"
     p = hyper_params.agents[name]
     check_sources(hyper_params)
@@ -58,28 +63,32 @@ def run_of(hyper_params: HyperParameters, name: str, run_store=None) -> Run:
 
 # %% ../../nbs/60_agents/01_checkpoints.ipynb #c010
 def role_of(hyper_params: HyperParameters, name: str) -> dict[str, Any]:
-    "What agent `name` is made for, by what it is called in messages"
+    "What agent `name` sees, says and decides: description → value, with the descriptions that error messages use"
     hp = hyper_params
-    protocol = build_protocol_handler(hyper_params)
+    protocol = build_protocol_handler(hp)
     i = protocol.agent_names.index(name)
-    rounds = range(protocol.max_message_rounds)
     seen = [c for c, sees in enumerate(protocol.agent_channel_visibility_mask[i]) if sees]
-    names = [protocol.message_channel_names[c] for c in seen]
-
-    def speaks(variant, c):
-        return [r for r in rounds if protocol.active[variant, r, i, c]]
-
-    turns = [{n: speaks(v, c) for n, c in zip(names, seen)} for v in range(protocol.num_variants)]
+    channels = [protocol.message_channel_names[c] for c in seen]
+    turns = []
+    for active in protocol.active[:, :, i].unbind():  # [round channel]
+        turns.append({name: active[:, c].nonzero().flatten().tolist() for name, c in zip(channels, seen)})
     verdict = getattr(protocol, "prover_verdicts", {}).get(name)
-    return {"scenario": hp.scenario, "d_representation": hp.d_representation, "message_size": hp.message_size,
-            "numbers sent beside": hp.d_linear_message_space if hp.include_linear_message_space else 0,
-            "channels it sees": names, "rounds of a game": len(rounds), "its turns": turns[0] if len(turns) == 1 else turns,
-            "deciders": list(protocol.decider_names), "the verdict it argues for": verdict,
-            "being told its stance": verdict is not None and hp.protocol_common.randomize_prover_stance}  # fmt: skip
+    return {
+        "scenario": hp.scenario,
+        "d_representation": hp.d_representation,
+        "message_size": hp.message_size,
+        "numbers sent beside": hp.d_linear_message_space if hp.include_linear_message_space else 0,
+        "channels it sees": channels,
+        "rounds of an episode": protocol.max_message_rounds,
+        "its turns": turns[0] if len(turns) == 1 else turns,
+        "deciders": list(protocol.decider_names),
+        "the verdict it argues for": verdict,
+        "being told its stance": verdict is not None and hp.protocol_common.randomize_prover_stance,
+    }
 
 # %% ../../nbs/60_agents/01_checkpoints.ipynb #c011
 def earlier_parameters(hyper_params: HyperParameters, name: str, run: Run) -> Parameters:
-    "Parameters of agent `name` in `run`; raises `ParameterError` if it is not there, or has another part in the game"
+    "Parameters of agent `name` in `run`; raises `ParameterError` if it is not there, or has another role"
     earlier = HyperParameters.from_dict(run.hyper_params)
     there = build_protocol_handler(earlier).agent_names
     if name not in there:
@@ -90,9 +99,8 @@ def earlier_parameters(hyper_params: HyperParameters, name: str, run: Run) -> Pa
     now = role_of(hyper_params, name)
     unlike = [f"{what}: {then[what]!r} there, {now[what]!r} here" for what in now if then[what] != now[what]]
     if unlike:
-        raise refusal(
-            hyper_params, name, f"is a run in which {name!r} has another part ({'; '.join(unlike)})"
-        )
+        why = f"is a run in which {name!r} has another role ({'; '.join(unlike)})"
+        raise refusal(hyper_params, name, why)
     return earlier.agents[name]
 
 # %% ../../nbs/60_agents/01_checkpoints.ipynb #c013
@@ -111,42 +119,72 @@ def checkpoint_of(
     except (FileNotFoundError, ValueError) as error:
         raise refusal(hyper_params, name, f"is a run whose checkpoint cannot be read ({error})") from None
 
+# %% ../../nbs/60_agents/01_checkpoints.ipynb #c031
+@dataclass(frozen=True)
+class EarlierAgent:
+    "An agent as an earlier run left it"
 
-def weights_of(hyper_params: HyperParameters, name: str, run: Run, run_store=None) -> dict[str, Tensor]:
-    "Weights and buffers of agent `name` in `run`, as `part.name`"
-    return substate(checkpoint_of(hyper_params, name, run, run_store)[0], f"agents/{name}")
+    run: Run  # The earlier run
+    parameters: Parameters  # Its parameters there
+    weights: dict[str, Tensor]  # Its weights and buffers there, as `part.name`
+    model_name: str | None = None  # The language model that it had become; None where agents are networks
 
 
-def model_of(hyper_params: HyperParameters, name: str, run: Run, run_store=None) -> str | None:
-    "The language model that agent `name` had become in `run`; None where agents are networks"
-    groups = checkpoint_of(hyper_params, name, run, run_store)[1].get("model_groups")
+def earlier_agent(hyper_params: HyperParameters, name: str, run_store=None) -> EarlierAgent:
+    "Agent `name` from the run that its parameters name; raises `ParameterError` where it cannot be taken from there"
+    run = source_run(hyper_params, name, run_store)
+    parameters = earlier_parameters(hyper_params, name, run)
+    tensors, state = checkpoint_of(hyper_params, name, run, run_store)
+    weights = substate(tensors, f"agents/{name}")
+    groups = state.get("model_groups")
     if not groups:
-        return None
-    earlier = HyperParameters.from_dict(run.hyper_params).agents[name]
-    group = groups[earlier.shared_model_group or name]
-    return [group["base_model"], *group["models"]][-1]
+        return EarlierAgent(run, parameters, weights)
+    group = groups[parameters.shared_model_group or name]
+    models = [group["base_model"], *group["models"]]
+    return EarlierAgent(run, parameters, weights, models[-1])
+
+
+def earlier_agents(hyper_params: HyperParameters, run_store=None) -> dict[str, EarlierAgent]:
+    "All agents that are taken from earlier runs, by name"
+    return {name: earlier_agent(hyper_params, name, run_store) for name in to_load(hyper_params)}
 
 # %% ../../nbs/60_agents/01_checkpoints.ipynb #c014
 def misfit(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> str | None:
     "The first tensor that differs in shape, or is on one side only, in words; parts that only they have do not count"
     parts = {key.partition(".")[0] for key in mine}
-    for key in dict.fromkeys([*mine, *(k for k in theirs if k.partition(".")[0] in parts)]):
-        there, here = (tuple(side[key].shape) if key in side else None for side in (theirs, mine))
+    theirs = {key: tensor for key, tensor in theirs.items() if key.partition(".")[0] in parts}
+
+    def shape_in(side, key):
+        return f"has shape {tuple(side[key].shape)}" if key in side else "is not there"
+
+    for key in mine | theirs:
+        there = shape_in(theirs, key)
+        here = shape_in(mine, key)
         if there != here:
-            words = ["is not there" if shape is None else f"has shape {shape}" for shape in (there, here)]
-            return f"tensor {key!r} {words[0]} in that run, and {words[1]} in this one"
+            return f"tensor {key!r} {there} in that run, and {here} in this one"
     return None
 
+
+def load_agent(hyper_params: HyperParameters, agent: Agent, earlier: EarlierAgent) -> None:
+    "Give `agent` the weights of an earlier run; raises `ParameterError` where its networks differ"
+    difference = misfit(agent.state_dict(), earlier.weights)
+    if difference:
+        why = f"is a run in which {agent.name!r} has other networks: {difference}"
+        raise refusal(hyper_params, agent.name, why)
+    agent.load_state_dict(earlier.weights)
+    if earlier.model_name:
+        agent.whole.model_name = earlier.model_name
+
 # %% ../../nbs/60_agents/01_checkpoints.ipynb #c016
-def complete_agents(hyper_params: HyperParameters, run_store=None) -> HyperParameters:
-    "`hyper_params` in which agents of earlier runs have their parameters from there"
+def with_earlier_parameters(
+    hyper_params: HyperParameters, agents: dict[str, EarlierAgent]
+) -> HyperParameters:
+    "`hyper_params` in which `agents` have the parameters of their earlier runs"
     changes = {}
-    for name in to_load(hyper_params):
-        run = run_of(hyper_params, name, run_store)
-        theirs = earlier_parameters(hyper_params, name, run)
-        model = model_of(hyper_params, name, run, run_store)  # misses a checkpoint before the run begins
+    for name, earlier in agents.items():
         own = {k: plain(v) for k, v in kept(hyper_params.agents[name], "checkpoint").items()}
-        changes[f"agents.{name}"] = theirs.to_dict() | own | ({"model_name": model} if model else {})
+        model = {"model_name": earlier.model_name} if earlier.model_name else {}
+        changes[f"agents.{name}"] = earlier.parameters.to_dict() | own | model
     return hyper_params.replace(changes) if changes else hyper_params
 
 
@@ -156,28 +194,33 @@ def without_checkpoints(hyper_params: HyperParameters) -> HyperParameters:
     changes = {f"agents.{name}.load_checkpoint_and_parameters": False for name in names}
     return hyper_params.replace(changes) if changes else hyper_params
 
-# %% ../../nbs/60_agents/01_checkpoints.ipynb #c017
-def load_agents(hyper_params: HyperParameters, agents: dict[str, Agent], run_store=None) -> None:
-    "Give agents of earlier runs their weights"
-    for name in to_load(hyper_params):
-        run = run_of(hyper_params, name, run_store)
-        earlier_parameters(hyper_params, name, run)
-        weights = weights_of(hyper_params, name, run, run_store)
-        if why := misfit(agents[name].state_dict(), weights):
-            raise refusal(hyper_params, name, f"is a run in which {name!r} has other networks: {why}")
-        agents[name].load_state_dict(weights)
-        if model := model_of(hyper_params, name, run, run_store):
-            agents[name].whole.model_name = model
-
 # %% ../../nbs/60_agents/01_checkpoints.ipynb #c019
-def completed(hyper_params: HyperParameters, settings) -> HyperParameters:
-    "What will be run, and recorded: with all that comes from earlier runs"
+@dataclass(frozen=True)
+class EarlierRuns:
+    "What an experiment takes from earlier runs"
+
+    # What will be run, and recorded: with all that comes from earlier runs
+    hyper_params: HyperParameters
+    # The run that `hyper_params.base_run` names; None without one
+    base_run: Run | None = None
+    # Agents of earlier runs; None where they were not looked up, since the run is resumed
+    agents: dict[str, EarlierAgent] | None = field(default=None, repr=False)
+
+
+def earlier_runs(hyper_params: HyperParameters, settings: ExperimentSettings) -> EarlierRuns:
+    "Look up all earlier runs that `hyper_params` name; raises `ParameterError` where something cannot be taken from them"
     store = RunStore(settings.run_store)
-    run_id = settings.run_id
-    if (
-        run_id
-        and run_id in store
-        and HyperParameters.from_dict(store.open(run_id).hyper_params) == hyper_params
-    ):
-        return hyper_params
-    return complete_agents(complete(hyper_params, store), store)
+    if settings.run_id and settings.run_id in store:
+        recorded = HyperParameters.from_dict(store.open(settings.run_id).hyper_params)
+        if recorded == hyper_params:
+            return EarlierRuns(hyper_params)
+    has_base = hyper_params.base_run.base_run_type != "none"
+    base = base_run_of(hyper_params, store) if has_base else None
+    hyper_params = complete(hyper_params, store, base)
+    agents = earlier_agents(hyper_params, store)
+    return EarlierRuns(with_earlier_parameters(hyper_params, agents), base, agents)
+
+
+def completed(hyper_params: HyperParameters, settings: ExperimentSettings) -> HyperParameters:
+    "What will be run, and recorded: `hyper_params` with all that comes from earlier runs"
+    return earlier_runs(hyper_params, settings).hyper_params

@@ -13,7 +13,7 @@ from functools import partial, singledispatch
 import ipywidgets as W
 from fastcore.xml import H4, P
 
-from ..agents.checkpoints import completed
+from ..agents.checkpoints import EarlierRuns, earlier_runs
 from ..agents.combined import CombinedAgentPart
 from ..agents.parts import Agent
 from ..agents.prompts import PromptWriter
@@ -363,8 +363,8 @@ class Inspector:
             settings = ExperimentSettings(**self.settings())
             described = deepcopy(self.hyper_params())
             described.validate()
-            to_build = completed(described, settings)
-            names = [*stage_names(to_build), "trainer"]
+            earlier = earlier_runs(described, settings)
+            names = [*stage_names(earlier.hyper_params), "trainer"]
         except Exception as error:  # noqa: BLE001 hyper-parameters in the making may be wrong in any way
             self.progress.say(str(error), wrong=True)
             return
@@ -373,26 +373,25 @@ class Inspector:
         self.bar.value = 0
         self.build_button.disabled = True
         self.stop_button.disabled = False
-        self.thread = threading.Thread(target=self.work, args=(to_build, settings, names), daemon=True)
+        self.thread = threading.Thread(target=self.work, args=(earlier, settings, names), daemon=True)
         self.thread.start()
 
-    def stages(
-        self, hyper_params: HyperParameters, settings: ExperimentSettings
-    ) -> Iterator[tuple[str, object]]:
+    def stages(self, earlier: EarlierRuns, settings: ExperimentSettings) -> Iterator[tuple[str, object]]:
         "All stages of the build, and a trainer that is ready to begin"
-        for name, built in build_stages(hyper_params, settings):
+        for name, built in build_stages(earlier.hyper_params, settings, earlier=earlier.agents):
             yield name, built
         trainer = prepared(built)
         self.instance = built
         self.trainer = trainer
         yield "trainer", trainer
 
-    def work(self, hyper_params: HyperParameters, settings: ExperimentSettings, names: list[str]) -> None:
+    def work(self, earlier: EarlierRuns, settings: ExperimentSettings, names: list[str]) -> None:
         "Build, and open a section for each stage"
         try:
-            with torch_threads(settings.numtorch_threads), exact_attention(settings):
+            with torch_threads(settings.num_threads), exact_attention(settings):
+                hyper_params = earlier.hyper_params
                 self.scenario = scenarios[hyper_params.scenario](hyper_params, settings)
-                self.build_each(self.stages(hyper_params, settings), names)
+                self.build_each(self.stages(earlier, settings), names)
         finally:
             self.build_button.disabled = False
             self.stop_button.disabled = True

@@ -11,7 +11,7 @@ from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from html import escape
-from ..agents.checkpoints import completed, without_checkpoints
+from ..agents.checkpoints import earlier_runs, without_checkpoints
 from ..core.display import html_table
 from ..data.dataset import Dataset
 from .bench import peak_memory_mb
@@ -179,7 +179,8 @@ def estimate(
     "What a run of `hyper_params` would take, from a few iterations and a part of the test; for language models, which are not asked, the price"
     settings = settings or ExperimentSettings()
     trial = time_settings(settings)
-    hp = completed(hyper_params, settings)
+    earlier = earlier_runs(hyper_params, settings)
+    hp = earlier.hyper_params
     if issubclass(scenarios[hp.scenario], TextScenario):
         return price(hp, settings, datasets)
     rerun = hp.base_run.base_run_type == "rerun_tests"
@@ -187,9 +188,8 @@ def estimate(
     with torch_threads(settings.num_threads), exact_attention(settings):
 
         def build():
-            return prepared(
-                build_scenario_instance(without_checkpoints(hp) if rerun else hp, trial, datasets)
-            )
+            to_build = without_checkpoints(hp) if rerun else hp
+            return prepared(build_scenario_instance(to_build, trial, datasets, earlier.agents))
 
         preparing, trainer = seconds_of(build, settings.device)
         data = (trainer.instance.train_dataset, trainer.instance.test_dataset)

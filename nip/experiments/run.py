@@ -9,9 +9,12 @@ import sys
 import traceback
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from fastcore.meta import delegates
-from functools import partial
-from ..agents.checkpoints import completed, without_checkpoints
+
+from ..agents.checkpoints import earlier_runs, without_checkpoints
 from .rerun_tests import rerun_tests
 from ..parameters.hyper_params import HyperParameters, trainers
 from ..parameters.settings import ExperimentSettings, exact_attention, torch_threads
@@ -20,10 +23,14 @@ from ..runs.run import Run
 from ..runs.store import RunStore, find_run
 from ..scenarios.build import ScenarioInstance, build_scenario_instance
 from ..training.pretraining import pretrain
-from pathlib import Path
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from nip.training.trainer import Trainer
 
 # %% auto #0
-__all__ = ['Result', 'may_resume', 'begin', 'run_experiment', 'settings_of', 'resume_experiment', 'Preparation',
+__all__ = ['NOT_RESUMED', 'Result', 'may_resume', 'begin', 'run_experiment', 'settings_of', 'resume_experiment', 'Preparation',
            'prepare_experiment']
 
 # %% ../../nbs/93_experiments/05_run.ipynb #c005
@@ -35,26 +42,25 @@ class Result:
     scenario_instance: ScenarioInstance  # All components, trained
     run: Run | None = None  # The record; None after a test run
     status: str = "finished"  # Or "interrupted"
-    trainer: object = field(default=None, repr=False)  # The trainer, for a closer look
+    trainer: Trainer | None = field(default=None, repr=False)  # The trainer, for a closer look
 
     @property
-    def run_dir(self):
+    def run_dir(self) -> Path | None:
         "Folder of the run"
         return self.run.dir if self.run else None
 
     @property
-    def history(self):
-        "Metrics of every iteration, as a data frame"
+    def history(self) -> DataFrame | None:
+        "Metrics of every iteration, as a data frame; None after a test run"
         return self.run.history if self.run else None
 
     def __repr__(self):
-        shown = {
-            k: round(v, 4) for k, v in self.metrics.items() if k in ("mean_accuracy", "test_mean_accuracy")
-        }
+        accuracies = ("mean_accuracy", "test_mean_accuracy")
+        shown = {k: round(self.metrics[k], 4) for k in accuracies if k in self.metrics}
         return f"Result({self.status}, {shown}, run_dir={str(self.run_dir) if self.run else None!r})"
 
     def plot(self, *names: str, window: int = 5, ax=None):
-        "Curves of the metrics `names` (default: accuracy) over iterations, as a moving average over `window`"
+        "Curves of the metrics `names` (default: `mean_accuracy`) over iterations, as a moving average over `window` iterations; the axes"
         import matplotlib.pyplot as plt
 
         ax = ax or plt.subplots(figsize=(5, 3))[1]
@@ -67,87 +73,96 @@ class Result:
 # %% ../../nbs/93_experiments/05_run.ipynb #c008
 @contextmanager
 def _recorded(run: Run | None):
-    "Write down how a run ended, also where it fails"
+    "Record how a run ended, also where it fails"
     try:
         yield run
     except BaseException as error:
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         if run:
-            with suppress(OSError):  # a full disk: what is on it stays, and the run can be gone on with
+            with suppress(OSError):  # a full disk: what is on it stays, and the run can be resumed
                 run.logger.error(traceback.format_exc())
-                run.finish("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", {})
+                run.finish(status, {})
         raise
 
 # %% ../../nbs/93_experiments/05_run.ipynb #c012
 def may_resume(run: Run, hyper_params: HyperParameters) -> None:
-    "Raise an error if `run` is finished, or one of other hyper-parameters"
+    "Raise `FileExistsError` if `run` is finished, or `ParameterError` if it has other hyper-parameters"
     if run.status == "finished":
         raise FileExistsError(f"run {run.id!r} is finished; choose another run_id")
     there = HyperParameters.from_dict(run.hyper_params).diff(hyper_params)
     if there:
-        some = "; ".join(
-            f"{path} is {old!r} there and {new!r} now" for path, (old, new) in list(there.items())[:5]
-        )
+        first = list(there.items())[:5]
+        some = "; ".join(f"{path} is {old!r} there and {new!r} now" for path, (old, new) in first)
         raise ParameterError("run_id", run.id, f"is the name of a run with other hyper-parameters: {some}")
 
 
 def begin(hyper_params: HyperParameters, settings: ExperimentSettings) -> Run | None:
-    "The record of the run, a new one or one to go on with; None for a test run"
+    "The record of the run, a new one or one to resume; None for a test run"
     if settings.test_run:
         return None
+
+    def check(run):
+        may_resume(run, hyper_params)
+
     store = RunStore(settings.run_store)
-    check = partial(may_resume, hyper_params=hyper_params)
+    command = " ".join(sys.argv)
     afresh = settings.do_not_load_checkpoint
-    return store.begin(
-        hyper_params, settings, settings.run_id, " ".join(sys.argv), settings.active_trackers, check, afresh
-    )
+    return store.begin(hyper_params, settings, settings.run_id, command, settings.active_trackers, check, afresh)
 
 # %% ../../nbs/93_experiments/05_run.ipynb #c013
 @delegates(ExperimentSettings)
 def run_experiment(hyper_params: HyperParameters, **kwargs) -> Result:
-    "Build, train, test and record the experiment that `hyper_params` describe; other arguments make `ExperimentSettings`"
+    """Build, train, test and record the experiment that `hyper_params` describe; other arguments make `ExperimentSettings`.
+
+    Raises `ParameterError` for hyper-parameters that cannot be run, and `FileExistsError` where the run is finished already.
+    """
     settings = ExperimentSettings(**kwargs)
     hyper_params.validate()
-    hyper_params = completed(hyper_params, settings)
+    earlier = earlier_runs(hyper_params, settings)
+    hyper_params = earlier.hyper_params
     rerun = hyper_params.base_run.base_run_type == "rerun_tests"
     with (
         torch_threads(settings.num_threads),
         exact_attention(settings),
         _recorded(begin(hyper_params, settings)) as run,
     ):
-        has_weights = rerun or (
-            run is not None and run.start is not None
-        )  # those of a checkpoint, for all agents
-        asked = without_checkpoints(hyper_params) if has_weights else hyper_params
-        instance = build_scenario_instance(asked, settings)
+        resumed = run is not None and run.start is not None
+        has_weights = rerun or resumed  # those of a checkpoint, for all agents
+        to_build = without_checkpoints(hyper_params) if has_weights else hyper_params
+        instance = build_scenario_instance(to_build, settings, earlier=earlier.agents)
         trainer = trainers[hyper_params.trainer](instance, run)
         if hyper_params.pretrain_agents and not has_weights:
             trainer.before = pretrain(instance)
-        metrics = rerun_tests(trainer) if rerun else trainer.train()
+        metrics = rerun_tests(trainer, earlier.base_run) if rerun else trainer.train()
         status = "interrupted" if trainer.stop else "finished"
         if run:
             run.finish(status, metrics)
     return Result(metrics, instance, run, status, trainer)
 
 # %% ../../nbs/93_experiments/05_run.ipynb #c015
+# Settings of one start of a run, which the next one does not take over
+NOT_RESUMED = {
+    "run_store",
+    "run_id",
+    "logger",
+    "profiler",
+    "stop_request",
+    "tqdm_func",
+    "global_tqdm_step_fn",
+    "do_not_load_checkpoint",
+}
+
+
 def settings_of(run: Run) -> dict:
     "The settings with which a run was last run, as far as a file can hold them"
-    elsewhere = (
-        "run_store",
-        "run_id",
-        "logger",
-        "profiler",
-        "stop_request",
-        "tqdm_func",
-        "global_tqdm_step_fn",
-        "do_not_load_checkpoint",
-    )
-    there = run.read("settings") or {}
-    return {k: v for k, v in there.items() if k in ExperimentSettings._specs() and k not in elsewhere}
+    recorded = run.read("settings") or {}
+    names = set(ExperimentSettings._specs()) - NOT_RESUMED
+    return {name: value for name, value in recorded.items() if name in names}
 
 
 @delegates(ExperimentSettings)
 def resume_experiment(run: Run | str | Path, **kwargs) -> Result:
-    "Go on with a run that has stopped: itself, its name or its folder; other arguments change its `ExperimentSettings`"
+    "Resume a run that has stopped, given itself, its name or its folder; other arguments change its `ExperimentSettings`"
     run = find_run(run, kwargs.pop("run_store", None))
     settings = settings_of(run) | {"allow_resuming_wandb_run": True} | kwargs
     hyper_params = HyperParameters.from_dict(run.hyper_params)
@@ -169,10 +184,12 @@ class Preparation:
 
 @delegates(ExperimentSettings)
 def prepare_experiment(hyper_params: HyperParameters, **kwargs) -> Preparation:
-    "Build everything, without training; tells the number of iterations"
+    "Build everything that `run_experiment` would, without training; says how many iterations that would take"
     settings = ExperimentSettings(**kwargs)
     hyper_params.validate()
-    hyper_params = completed(hyper_params, settings)
-    instance = build_scenario_instance(hyper_params, settings)
+    earlier = earlier_runs(hyper_params, settings)
+    hyper_params = earlier.hyper_params
+    instance = build_scenario_instance(hyper_params, settings, earlier=earlier.agents)
     total = trainers[hyper_params.trainer].num_iterations(hyper_params)
-    return Preparation(instance, total, {a: agent.num_parameters for a, agent in instance.agents.items()})
+    num_parameters = {name: agent.num_parameters for name, agent in instance.agents.items()}
+    return Preparation(instance, total, num_parameters)

@@ -5,30 +5,20 @@
 # %% auto #0
 __all__ = ['NipProtocolParameters', 'NipProtocol', 'AdpProtocol', 'TwoProverParameters', 'DebateProtocolParameters',
            'TwoProverProtocol', 'DebateProtocol', 'MnipProtocolParameters', 'MnipProtocol', 'MerlinArthurProtocol',
-           'SoloVerifierProtocol', 'MultiChannelTestProtocol', 'ProtocolHandler', 'SingleVerifierProtocolHandler',
-           'DeterministicSingleVerifierProtocolHandler', 'CommonProtocolParameters', 'register_protocol_handler',
-           'build_protocol_handler', 'protocol_handlers', 'REJECT', 'ACCEPT', 'NO_DECISION']
+           'SoloVerifierProtocol', 'MultiChannelTestProtocol']
 
 # %% ../../nbs/30_protocols/03_named.ipynb #c002
 from dataclasses import dataclass
+
 from ..core.seeds import derive_seed
-from ..parameters.hyper_params import protocol_handlers, register_parameters
+from ..parameters.hyper_params import register_parameters
 from ..parameters.validation import ParameterError, Parameters, param
 from nip.protocols.handler import (
     ACCEPT,
-    CommonProtocolParameters,
     DeterministicSingleVerifierProtocolHandler,
-    NO_DECISION,
-    ProtocolHandler,
-    REJECT,
     SingleVerifierProtocolHandler,
-    build_protocol_handler,
     register_protocol_handler,
 )
-
-_all_ = ["ProtocolHandler", "SingleVerifierProtocolHandler", "DeterministicSingleVerifierProtocolHandler",
-         "CommonProtocolParameters", "register_protocol_handler", "build_protocol_handler", "protocol_handlers",
-         "REJECT", "ACCEPT", "NO_DECISION"]  # fmt: skip
 
 # %% ../../nbs/30_protocols/03_named.ipynb #c006
 @register_parameters("nip_protocol")

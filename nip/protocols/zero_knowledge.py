@@ -5,14 +5,16 @@
 # %% ../../nbs/30_protocols/04_zero_knowledge.ipynb #c002
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
-from dataclasses import dataclass
+from tensordict import TensorDictBase
+from torch import Tensor
+
 from ..parameters.hyper_params import register_parameters
 from ..parameters.validation import ParameterError, Parameters, param
 from .handler import NO_DECISION, ProtocolHandler, protocol_wrappers
-from tensordict import TensorDictBase
-from torch import Tensor
 
 # %% auto #0
 __all__ = ['RULED_OUT', 'COPIES', 'TWINS', 'ZkProtocolParameters', 'likeness', 'ZeroKnowledge']
@@ -23,11 +25,11 @@ __all__ = ['RULED_OUT', 'COPIES', 'TWINS', 'ZkProtocolParameters', 'likeness', '
 class ZkProtocolParameters(Parameters):
     "What imitation is worth"
 
-    simulator_reward_coefficient: float = 1.0  # Pay of the simulator for likeness to the adversarial verifier
+    # Reward of the simulator for likeness to the adversarial verifier
+    simulator_reward_coefficient: float = 1.0
     aux_prover_reward_coefficient: float = 1.0  # Share of it that each prover gets, too
-    likeness_of: str = param(
-        "logits", choices=("logits", "probabilities")
-    )  # Of what the two have in common the cosine is taken
+    # The cosine of the two agents is taken between these
+    likeness_of: str = param("logits", choices=("logits", "probabilities"))
 
 # %% ../../nbs/30_protocols/04_zero_knowledge.ipynb #c007
 RULED_OUT = -1e8  # Logits below this stand for choices that cannot be made
@@ -47,10 +49,8 @@ def likeness(a: Tensor, b: Tensor, counts: Tensor | None = None, of: str = "logi
 COPIES = ("standard", "adversarial", "simulator")
 
 
-TWINS = {
-    "adversarial": "adversarial_verifier",
-    "simulator": "simulator",
-}  # Who stands in for the verifier, where
+# Kind of channel → the agent that takes the place of the verifier there
+TWINS = {"adversarial": "adversarial_verifier", "simulator": "simulator"}
 
 
 @protocol_wrappers.register("zero_knowledge")
@@ -58,9 +58,10 @@ class ZeroKnowledge(ProtocolHandler):
     "Any protocol with one verifier, with an adversarial verifier and a simulator beside it"
 
     parameter_groups = ("zk_protocol",)
+    has_direct_rewards = True
 
     def __init__(self, base: ProtocolHandler):
-        super().__init__(base.hyper_params)
+        super().__init__(base.hyper_params, base.settings)
         self.base = base
         self.name = base.hyper_params.interaction_protocol
         if base.verifier_names != ["verifier"]:
@@ -187,6 +188,3 @@ class ZeroKnowledge(ProtocolHandler):
         low, high = self.base.reward_range(agent)
         extra = most * abs(zk.aux_prover_reward_coefficient) if agent in self.base.prover_names else 0.0
         return min(low, 0.0) - extra, max(high, 0.0) + extra
-
-# %% ../../nbs/30_protocols/04_zero_knowledge.ipynb #c019
-ZeroKnowledge.has_direct_rewards = True

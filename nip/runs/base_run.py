@@ -87,12 +87,13 @@ def warn_of_agents(new: HyperParameters, earlier: HyperParameters, run_id: str) 
 def complete(
     hyper_params: HyperParameters,  # With its `base_run`
     run_store=None,  # A folder or a `RunStore`, in which the earlier run is looked for first
+    run: Run | None = None,  # The earlier run, where it was looked up already
 ) -> HyperParameters:
     "What will be run: `hyper_params` as they are, or completed from the earlier run that their `base_run` names"
     kind = hyper_params.base_run.base_run_type
     if kind == "none":
         return hyper_params
-    run = base_run_of(hyper_params, run_store)
+    run = run or base_run_of(hyper_params, run_store)
     earlier = HyperParameters.from_dict(run.hyper_params)
     warn_of_agents(hyper_params, earlier, run.id)
     return earlier.replace(kept(hyper_params, kind) | {"base_run": hyper_params.base_run})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
+
 from ..agents.text_agent import PureTextAgentParameters
 from ..core.display import code_html
 from ..data.code import check_code_data, code_data_names, load_code_data

@@ -6,9 +6,13 @@
 from __future__ import annotations
 
 import random
-import torch
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
+
+import torch
+from tensordict import TensorDict
+
 from ..agents.prompts import ReplyFormat, ParsedReply, PromptWriter, reply_format
 from ..agents.text_agent import PureTextAgentParameters
 from ..core.seeds import generator
@@ -20,8 +24,6 @@ from ..protocols.handler import ProtocolHandler, build_protocol_handler
 from ..protocols.messages import Transcript, Turn, objects
 from .scenario import register_scenario
 from .text import TextScenario
-from pathlib import Path
-from tensordict import TensorDict
 
 # %% auto #0
 __all__ = ['DIGITS', 'NUM_PAIRS', 'TAUGHT', 'EvenNumbersScenario', 'numbers_of', 'guess', 'conversations', 'table',

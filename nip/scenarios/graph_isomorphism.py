@@ -5,9 +5,13 @@
 # %% ../../nbs/80_scenarios/06_graph_isomorphism.ipynb #c002
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
-from dataclasses import dataclass
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
 from nip.agents.networks import (
     HeadParameters,
     MessageFeatures,
@@ -35,8 +39,6 @@ from ..parameters.validation import ParameterError, param
 from ..protocols.messages import MessageSpace
 from .graph_oracle import GraphOracle, exchanges, honest_provers
 from .scenario import Scenario, register_scenario
-from tensordict import TensorDictBase
-from torch import Tensor, nn
 
 # %% auto #0
 __all__ = ['GraphIsomorphismAgentParameters', 'GinLayer', 'Gnn', 'PairPooling', 'AttentionBlock', 'attention_mask',

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from ..agents.networks import slots_of_rounds, without_latest_message
 from ..agents.parts import AgentPart, PartContext
 from ..core.seeds import generator
-from ..protocols.handler import ACCEPT, NO_DECISION, ProtocolHandler, REJECT
-from torch import Tensor
+from ..protocols.handler import ACCEPT, NO_DECISION, REJECT, ProtocolHandler
 
 # %% auto #0
 __all__ = ['SURE', 'mix', 'refine', 'multisets', 'GraphOracle', 'trusts', 'honest_provers', 'exchanges']

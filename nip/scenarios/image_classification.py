@@ -5,10 +5,14 @@
 # %% ../../nbs/80_scenarios/07_image_classification.ipynb #c002
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
 from nip.agents.networks import (
     HeadParameters,
     MessageFeatures,
@@ -28,8 +32,6 @@ from ..parameters.hyper_params import agent_parameters, register_parameters
 from ..parameters.validation import ParameterError, Parameters, param
 from ..protocols.messages import MessageSpace
 from .scenario import Scenario, register_scenario
-from tensordict import TensorDictBase
-from torch import Tensor, nn
 
 # %% auto #0
 __all__ = ['building_blocks', 'READOUTS', 'MapNorm', 'convolution', 'ConvBlock', 'ResidualBlock', 'ImageClassificationParameters',

@@ -6,9 +6,13 @@
 from __future__ import annotations
 
 import re
-import torch
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+
 from nip.agents.networks import (
     HeadParameters,
     MessageFeatures,
@@ -27,8 +31,6 @@ from ..parameters.validation import ParameterError, param
 from ..protocols.handler import ACCEPT, NO_DECISION, REJECT, build_protocol_handler
 from ..protocols.messages import MessageSpace
 from .scenario import Scenario, register_scenario
-from tensordict import TensorDict, TensorDictBase
-from torch import Tensor, nn
 
 # %% auto #0
 __all__ = ['NUM_INSTANCES', 'SURE', 'num_blocks', 'make_parity_data', 'odd_blocks', 'draw_blocks', 'ParityAgentParameters',

@@ -5,8 +5,13 @@
 # %% ../../nbs/80_scenarios/00_scenario.ipynb #c002
 from __future__ import annotations
 
-import torch
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
 from ..agents.checkpoints import check_sources
 from ..agents.networks import PolicyHead, SoloHead, ValueHead
 from ..agents.parts import Agent, AgentPart, PartContext
@@ -17,9 +22,6 @@ from ..parameters.settings import ExperimentSettings
 from ..parameters.validation import ParameterError
 from ..protocols.handler import ProtocolHandler
 from ..protocols.messages import MessageSpace, TextSpace
-from tensordict import TensorDictBase
-from torch import Tensor
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nip.scenarios.build import ScenarioInstance

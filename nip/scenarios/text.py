@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property, partial
 from html import escape
+
 from ..agents.parts import Agent, PartContext
 from ..agents.prompts import PromptWriter, templates_for
 from ..agents.shared_models import PureTextSharedModelGroup, build_shared_model_groups
