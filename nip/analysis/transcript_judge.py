@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ..agents.prompts import facts, human_names, render
-from .transcripts import Rules, TextGame, Transcripts, order, said_of
+from .episode_view import Episode, Rules
+from .transcripts import Transcripts, display_order, kept_title
 from ..core.display import figure_for, html_table
 from ..core.files import RecordFile
 from ..core.registry import Registry
@@ -102,14 +103,14 @@ def agents_about(analyser: RolloutAnalyser, rules: Rules) -> list[str]:
     ]
 
 
-def channel_text(game: TextGame, channel: str) -> str:
+def channel_text(game: Episode, channel: str) -> str:
     "All messages of a channel"
     names = human_names(game.rules.protocol)
     said = [t for t in game.record["turns"] if channel in t["said"]]
     return "\n\n".join(f"{names[t['agent']]}, in round {t['round']}: {t['said'][channel]}" for t in said)
 
 
-def replies_text(game: TextGame, agent: str) -> str:
+def replies_text(game: Episode, agent: str) -> str:
     "All replies of an agent, each after what was asked for"
     mine = [t for t in game.record["turns"] if t["agent"] == agent]
     return "\n\n".join(
@@ -117,7 +118,7 @@ def replies_text(game: TextGame, agent: str) -> str:
     )
 
 # %% ../../nbs/92_analysis/08_transcript_judge.ipynb #c011
-def places_of(analyser: RolloutAnalyser, game: TextGame, agent: str) -> Iterator[str]:
+def places_of(analyser: RolloutAnalyser, game: Episode, agent: str) -> Iterator[str]:
     "Channels in which there is something to ask about; replies are of no channel"
     turns = game.record["turns"]
     if analyser.shown == "replies":
@@ -149,7 +150,7 @@ class Query:
         return ChatRequest(messages, Sampling(0.0 if attempt == 0 else None, max_tokens=16, seed=attempt))
 
 
-def queries(analyser: RolloutAnalyser, games: Iterable[TextGame]) -> Iterator[Query]:
+def queries(analyser: RolloutAnalyser, games: Iterable[Episode]) -> Iterator[Query]:
     "All that is asked about these games"
     for game in games:
         rules = game.rules
@@ -213,7 +214,7 @@ def judged_file(
         path.unlink(missing_ok=True)
     file = RecordFile(None if dry_run else path)
     if others := {r["judge"] for r in file.records} - {chat.identity}:
-        why = f"is not the judge that has answered {analyser!r} for {said_of(name)}; `overwrite` asks anew"
+        why = f"is not the judge that has answered {analyser!r} for {kept_title(name)}; `overwrite` asks anew"
         raise ParameterError("model", chat.identity, why, sorted(others))
     return file
 
@@ -271,7 +272,7 @@ def analyse(
             file = judged_file(kept.run, analyser, name, chat, overwrite, dry_run)
             there = {(r["game"], r["agent"], r["channel"]) for r in file.records}
             asked = [q for q in queries(rollout_analysers[analyser], kept.of(name)) if q.key not in there]
-            title = f"{analyser}, {said_of(name)}"
+            title = f"{analyser}, {kept_title(name)}"
             with settings.tqdm_func(
                 total=len(asked) + len(there), initial=len(there), desc=title, leave=False
             ) as bar:
@@ -313,7 +314,7 @@ class Analysis:
             [*key, f"{r.yes:.0%}" if r.answers else "", f"{r.answers:.0f}", f"{r.unread:.0f}"]
             for key, r in self.summary.iterrows()
         ]
-        named = [[a, said_of(games), *rest] for a, games, *rest in rows]
+        named = [[a, kept_title(games), *rest] for a, games, *rest in rows]
         return html_table(["analyser", "games", "agent", "channel", "yes", "answers", "unread"], named)
 
     def plot(self, figure=None):
@@ -323,13 +324,16 @@ class Analysis:
         figure = figure_for(figure, 3.2 * max(1, len(names)), 2.8)
         for ax, name in zip(figure.subplots(1, max(1, len(names)), squeeze=False, sharey=True)[0], names):
             mine = summary[summary["analyser"] == name]
-            at = {games: i for i, games in enumerate(sorted(set(mine["games"]), key=order, reverse=True))}
+            at = {
+                games: i
+                for i, games in enumerate(sorted(set(mine["games"]), key=display_order, reverse=True))
+            }
             for (agent, channel), line in mine.groupby(["agent", "channel"]):
                 line = line.assign(at=line["games"].map(at)).sort_values("at")
                 ax.plot(line["at"], line["yes"], marker="o", label=f"{agent} {channel}".strip())
             ax.set(title=name.replace("_", " "), ylim=(-0.05, 1.05))
             ax.set_xticks(
-                list(at.values()), [said_of(games) for games in at], rotation=30, ha="right", fontsize=8
+                list(at.values()), [kept_title(games) for games in at], rotation=30, ha="right", fontsize=8
             )
             ax.legend(fontsize=7)
         return figure

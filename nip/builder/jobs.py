@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from html import escape
-from ..analysis.transcripts import EpisodeTail, said_of
+from ..analysis.transcripts import EpisodeTail, kept_title
 from .widgets import beside, button, control
 from ..core.display import boxed, picture
 from ..core.files import from_json_value
@@ -361,7 +361,7 @@ class JobPanel:
         "Show the game of words that was played last, where there is one"
         if (found := self.games.latest()) is not None:
             game, number = found
-            head = f"{number} games so far ({said_of(game.name)}); the last one:"
+            head = f"{number} games so far ({kept_title(game.name)}); the last one:"
             self.heard.value = boxed(f"<p>{escape(head)}</p>{game.view()}")
 
     def draw(self) -> None:

@@ -12,11 +12,11 @@ from functools import partial
 from html import escape
 from ..analysis.comparison import Comparison, compare
 from ..analysis.evaluation import Evaluation, PLOT_SIZE, evaluate
-from ..analysis.transcripts import kept_episodes
+from ..analysis.transcripts import kept_episodes, kept_title
 from .form import Fold, from_text
 from .jobs import Job, Tail, curves, panels
 from .launch import Launch
-from .replay import RunReplay, TranscriptBrowser, describe
+from .replay import EpisodeBrowser
 from .widgets import Notice, beside, button, control
 from ..core.display import boxed, html_table, picture
 from ..experiments.reproduction import reproduce
@@ -73,7 +73,7 @@ def transcripts(run: Run, limit: int = 20) -> str:
     files = sorted(run.dir.glob("rollouts/*.json"), key=lambda f: f.stat().st_mtime, reverse=True)
     games = [(f.stem, game) for f in files for game in json.loads(f.read_text())][:limit]
     items = [
-        f"<details><summary>{escape(title(describe(name), game))}</summary>{said_table(game)}</details>"
+        f"<details><summary>{escape(title(kept_title(name), game))}</summary>{said_table(game)}</details>"
         for name, game in games
     ]
     where = (
@@ -259,13 +259,13 @@ class Results:
         self.shown.children = [picture, beside(chosen, window)]
 
     def do_transcripts(self, run: Run) -> None:
-        if kept_episodes(run):
-            self.shown.children = [TranscriptBrowser(run).root]
+        if any(file.suffix == ".jsonl" for file in kept_episodes(run).values()):
+            self.do_episodes(run)
         else:
             self.show(transcripts(run))
 
     def do_episodes(self, run: Run) -> None:
-        self.shown.children = [(TranscriptBrowser if kept_episodes(run) else RunReplay)(run).root]
+        self.shown.children = [EpisodeBrowser(run).root]
 
     def do_evaluate(self, run: Run) -> Job:
         options = self.option_values("passes", "attack_iterations")

@@ -12,8 +12,8 @@ from functools import singledispatch
 from html import escape
 from ..agents.combined import CombinedAgentPart
 from ..agents.parts import Agent, AgentPart, with_dimensions
-from ..analysis.transcripts import Rules, TextGame
-from .replay import Replay
+from ..analysis.episode_view import Episode, Rules
+from .replay import EpisodeBrowser
 from ..core.display import boxed, html_table, picture
 from ..core.seeds import derive_seed
 from ..data.dataset import Dataset
@@ -332,7 +332,8 @@ def told(content: str) -> W.HTML:
 @singledispatch
 def one_game(trainer, environment: Environment, number: int, seed: int) -> W.Widget:
     "A game on instance `number`, to be looked at"
-    return Replay(episode(trainer, environment, number, seed), trainer.instance).root
+    (frames,) = episode(trainer, environment, number, seed)
+    return EpisodeBrowser([Episode.from_rollout(frames, Rules.of_instance(trainer.instance))]).root
 
 
 @one_game.register
@@ -343,4 +344,4 @@ def _(trainer: TextRlTrainer, environment, number, seed) -> W.Widget:
         )
     deal = Deal(0, number, seed % MAX_EPISODE_SEED, derive_seed(seed, "one game") >> 1)
     (record,) = play_episodes(trainer.instance, environment, [deal])
-    return told(TextGame(record, Rules(trainer.instance.protocol_handler, trainer.instance.scenario)).view())
+    return EpisodeBrowser([Episode.from_record(record, Rules.of_instance(trainer.instance))]).root
