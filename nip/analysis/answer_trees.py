@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fastcore.basics import NotStr
 from fastcore.xml import Code, Details, Div, Span, Summary
-from .episode_view import Episode, EpisodeView, Turn, markup
+from .episode_view import Episode, EpisodeView, EpisodeTurn, markup
 from ..core.display import boxed, picture, prose
 from ..episodes.rollouts import VERDICTS
 from typing import Any
@@ -98,7 +98,7 @@ class AnswerTree:
         "A node in a line, as HTML"
         said = []
         for t in node["turns"]:
-            verdict = Turn(t["round"], t["agent"], t["said"], t["decision"], t["grade"]).verdict
+            verdict = EpisodeTurn(t["round"], t["agent"], t["said"], t["decision"], t["grade"]).verdict
             first = verdict or "; ".join(t["said"].values()) or "(nothing that could be read)"
             short = first[:70] + "…" * (len(first) > 70)
             said += [" ", NotStr(self.speaker(t["agent"])), f": {short}"]

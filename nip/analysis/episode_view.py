@@ -24,7 +24,7 @@ from tensordict import TensorDictBase
 from typing import Any
 
 # %% auto #0
-__all__ = ['DECISIONS', 'Rules', 'Turn', 'tensor_turns', 'Episode', 'markup', 'prompt_html', 'EpisodeView']
+__all__ = ['DECISIONS', 'Rules', 'EpisodeTurn', 'tensor_turns', 'Episode', 'markup', 'prompt_html', 'EpisodeView']
 
 # %% ../../nbs/92_analysis/00_episode_view.ipynb #c005
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Rules:
 
 # %% ../../nbs/92_analysis/00_episode_view.ipynb #c007
 @dataclass(frozen=True)
-class Turn:
+class EpisodeTurn:
     "What one agent said and decided in one round"
 
     round: int
@@ -72,14 +72,16 @@ class Turn:
         grade = "" if self.grade is None else f" ({self.grade:g})"
         return f"{self.decision}{grade}" if self.decision else ""
 
-    def seen_by(self, agent: str, channels: list[str]) -> Turn | None:  # The channels that `agent` sees
+    def seen_by(
+        self, agent: str, channels: list[str]
+    ) -> EpisodeTurn | None:  # The channels that `agent` sees
         "The turn as `agent` knows it: of others only what they said where it listens; None where that is nothing"
         heard = {c: text for c, text in self.messages.items() if c in channels}
         seen = [(m, c) for m, c in zip(self.marks, self.channels) if c in channels]
         marks = {"marks": tuple(m for m, _ in seen), "channels": tuple(c for _, c in seen)}
         if self.agent == agent:
             return replace(self, messages=heard, odds="", **marks)
-        return Turn(self.round, self.agent, heard, **marks) if heard else None
+        return EpisodeTurn(self.round, self.agent, heard, **marks) if heard else None
 
 # %% ../../nbs/92_analysis/00_episode_view.ipynb #c009
 DECISIONS = (*VERDICTS, "go on")
@@ -89,7 +91,7 @@ def tensor_turns(
     frame: TensorDictBase,  # `[1]`: one round of one episode
     round: int,
     rules: Rules,
-) -> Iterator[Turn]:
+) -> Iterator[EpisodeTurn]:
     "The turns of one round of a rollout"
     p = rules.protocol
     agents = frame["agents"]
@@ -116,7 +118,9 @@ def tensor_turns(
             odds = ", ".join(f"{d} {share:.0%}" for d, share in zip(DECISIONS, shares))
         if messages:
             reward = agents["reward"][0, i].item()
-            yield Turn(round, agent, messages, decision, None, reward, tuple(marks), tuple(places), odds)
+            yield EpisodeTurn(
+                round, agent, messages, decision, None, reward, tuple(marks), tuple(places), odds
+            )
 
 # %% ../../nbs/92_analysis/00_episode_view.ipynb #c011
 @dataclass
@@ -128,7 +132,7 @@ class Episode:
     verdict: str | None  # accept or reject; None: there was none
     num_rounds: int
     rewards: dict[str, float]  # Agent → sum of its rewards
-    turns: list[Turn]
+    turns: list[EpisodeTurn]
     instance: Mapping[str, str] | TensorDictBase  # Texts by name, or tensors
     rules: Rules | None = None  # None: not known
     number: int = 0  # Its place among those that were kept with it
@@ -141,7 +145,7 @@ class Episode:
     def from_record(cls, record: Mapping[str, Any], rules: Rules | None = None, name: str = "", is_over: bool = True) -> Episode:  # fmt: skip
         "A text episode, from a record as `play_episodes` gives it"
         turns = [
-            Turn(t["round"], t["agent"], t["said"], t["decision"], t["grade"], t["reward"], source=t)
+            EpisodeTurn(t["round"], t["agent"], t["said"], t["decision"], t["grade"], t["reward"], source=t)
             for t in record["turns"]
         ]
         known = (record[k] for k in ("id", "label", "verdict", "num_rounds", "rewards"))
@@ -276,12 +280,12 @@ class EpisodeView:
                 return ""
         return markup(Details(Summary(f"instance {e.id}"), NotStr(drawn), open=True))
 
-    def verdict(self, turn: Turn) -> str:
+    def verdict(self, turn: EpisodeTurn) -> str:
         "A verdict and how likely it was, as HTML; empty where there is none"
         odds = f" ({turn.odds})" if turn.odds else ""
         return self.speaker(turn.agent) + markup(Br(), turn.verdict + odds) if turn.verdict else ""
 
-    def reply(self, turn: Turn) -> str:
+    def reply(self, turn: EpisodeTurn) -> str:
         "The prompt of a language model and its reply as it came, folded, as HTML; empty for networks"
         t = turn.source
         if "prompt" not in t:
