@@ -206,4 +206,4 @@ def test_runs_that_cannot_be_understood_hide_no_others(tmp_path, late_protocol):
         builder.play.runs.value = run
         builder.play.start.click()
         assert ("is not a registered protocol" in builder.play.notice.value) == (run != "sound")
-    assert builder.play.sitting.run.id == "sound"
+    assert builder.play.person.run.id == "sound"

@@ -126,7 +126,7 @@ def test_what_cannot_be_evaluated_is_told(tmp_path):
     solo = run_experiment(
         hp.replace({"solo_agent.num_epochs": 1}), run_store=tmp_path, run_id="solo", tqdm_func=QUIET
     )
-    with pytest.raises(ParameterError, match="plays no games"):
+    with pytest.raises(ParameterError, match="plays no episodes"):
         evaluate(solo)
     assert 0 <= compare("solo", run_store=tmp_path).frame["accuracy"].item() <= 1
     with pytest.raises(FileNotFoundError, match="no run 'none' in"):

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from nip import HyperParameters, run_experiment
-from nip.analysis.episode_view import Game, table_of
-from nip.analysis.human_player import Sitting
+from nip.analysis.episode_view import Episode, EpisodeView, Rules
+from nip.analysis.human_player import HumanPlayer
 from nip.builder.play import Play
-from nip.builder.replay import Replay, RunReplay
+from nip.builder.replay import EpisodeBrowser
 from nip.parameters.hyper_params import protocol_handlers, scenarios, trainers
 from nip.core.display import picture
 from nip.protocols.handler import build_protocol_handler
@@ -34,14 +34,13 @@ def table(hp):
     return trainer
 
 
-def play_at_random(sitting: Sitting, rng: random.Random) -> list[str]:
+def play_at_random(person: HumanPlayer, rng: random.Random) -> list[str]:
     "Legal moves to the end; all that the person was shown on the way"
     shown = []
-    while not sitting.over:
-        shown.append(sitting.view())
-        said = {(s.name, c): [rng.choice(sitting.choices(s, c, p)) for p in range(sitting.env.message_size)]
-                for s in sitting.spaces for c in sitting.speaks}  # fmt: skip
-        sitting.move(said, rng.randrange(3) if sitting.decides else None)
+    while not person.over:
+        shown.append(person.view())
+        messages = {entry: rng.choice(choices)[1] for entry, choices in person.entries.items()}
+        person.move(messages, rng.choice([None, *person.verdicts]))
     return shown
 
 
@@ -62,18 +61,23 @@ def test_every_seat(protocol, zero_knowledge):
     handler = trainer.protocol
     for seat in handler.agent_names:
         for seed in range(handler.num_variants):
-            sitting = Sitting(trainer, seat, seed, seed)
-            shown = play_at_random(sitting, rng)
-            game = sitting.game
-            assert game.is_over and len(sitting.frames) == game.num_rounds <= handler.max_message_rounds
-            assert "Rewards:" in sitting.view() and not any("Rewards:" in v for v in shown)
+            person = HumanPlayer(trainer, seat, seed, seed)
+            shown = play_at_random(person, rng)
+            game = person.episode
+            assert game.is_over and len(person.place.frames) == game.num_rounds <= handler.max_message_rounds
+            assert "Rewards:" in person.view() and not any("Rewards:" in v for v in shown)
             assert not any("label <b>" in v or "You know" in v for v in shown)
             for rounds in range(game.num_rounds + 1):
-                heard = {channel for _, _, channel, _, _ in game.said(rounds, seat)}
+                seen = EpisodeView(game, seat, rounds)
+                heard = {channel for turn in seen.turns for channel in turn.messages}
                 assert heard <= {c for a, c in handler.agent_channel_visibility if a == seat}
-                view = game.table(rounds, seat)
-                for channel in set(handler.message_channel_names) - heard:
-                    assert f"{channel}: <b>" not in view
+                assert all(turn.round < rounds for turn in seen.turns)
+                assert not (set(handler.message_channel_names) - set(game.channels(seat))) & set(
+                    seen.channels
+                )
+                assert all(
+                    t.decision is t.reward is None and not t.odds for t in seen.turns if t.agent != seat
+                )
             turns = [r for r in range(game.num_rounds) if handler.active[seed % handler.num_variants, r, handler.agent_names.index(seat)].any()]  # fmt: skip
             assert len(shown) == len(turns)
 
@@ -82,26 +86,25 @@ def test_a_seat_plays_what_is_said():
     "What the person says is what the others hear, and what the person decides is the verdict"
     trainer = table(hyper_params("nip"))
     for seed in range(20):
-        sitting = Sitting(trainer, "verifier", seed, seed)
-        while not sitting.over:
-            said = {("block_selected", c): [3] for c in sitting.speaks}
-            channels = list(sitting.speaks)
-            last = len(sitting.frames) + 2 >= trainer.protocol.max_message_rounds
-            sitting.move(said, (seed % 2 if last else 2) if sitting.decides else None)
-            mine = [
-                named for r, who, c, _, named in sitting.game.said(99) if who == "verifier" and c in channels
-            ]
-            assert mine and all(named == [3] for named in mine)
-        assert sitting.game.verdict == seed % 2
+        person = HumanPlayer(trainer, "verifier", seed, seed)
+        while not person.over:
+            entries = dict.fromkeys(person.entries, 3)
+            channels = {entry.channel for entry in entries}
+            last = len(person.place.frames) + 2 >= trainer.protocol.max_message_rounds
+            verdict = ("reject", "accept")[seed % 2] if last and person.verdicts else None
+            person.move(entries, verdict)
+            mine = [t for t in person.episode.turns if t.agent == "verifier" and channels & set(t.channels)]
+            assert mine and all(set(t.marks) == {3} for t in mine)
+        assert person.episode.verdict == ("reject", "accept")[seed % 2]
 
 
 def test_the_same_seed_is_the_same_game():
     trainer = table(hyper_params("debate"))
     rewards = []
     for _ in range(2):
-        sitting = Sitting(trainer, "verifier", 5, 7)
-        play_at_random(sitting, random.Random(3))
-        rewards.append((sitting.game.rewards, sitting.game.marks(99)))
+        person = HumanPlayer(trainer, "verifier", 5, 7)
+        play_at_random(person, random.Random(3))
+        rewards.append((person.episode.rewards, [t.marks for t in person.episode.turns]))
     assert rewards[0] == rewards[1]
 
 
@@ -117,10 +120,14 @@ def test_more_than_one_thing_at_a_time():
     "Messages of two positions, and numbers beside them"
     changes = {"message_size": 2, "include_linear_message_space": True, "d_linear_message_space": 3}
     trainer = table(hyper_params("nip", **changes))
-    sitting = Sitting(trainer, "prover", 0, 0)
-    play_at_random(sitting, random.Random(0))
-    assert len({space.name for *_, space, _ in sitting.game.said(99)}) == 2
-    assert all(len(named) == 2 for *_, named in sitting.game.said(99))
+    person = HumanPlayer(trainer, "prover", 0, 0)
+    assert len({entry.space for entry in person.entries}) == 2
+    assert {entry.position for entry in person.entries} == {0, 1}
+    play_at_random(person, random.Random(0))
+    assert all(len(t.marks) == 2 for t in person.episode.turns)
+    assert all(
+        text.count(", ") == 2 and "; " in text for t in person.episode.turns for text in t.messages.values()
+    )
 
 
 def test_graphs(tmp_path):
@@ -134,18 +141,18 @@ def test_graphs(tmp_path):
         play.seat.value = seat
         play.start.click()
         assert play.notice.value == "" and "<svg" in play.picture.value
-        while not play.sitting.over:
+        while not play.person.over:
             assert all(
-                text.startswith("graph ") for control in play.places.values() for text, _ in control.options
+                text.startswith("graph ") for control in play.widgets.values() for text, _ in control.options
             )
             play.controls.children[-1].click()
             assert play.notice.value == ""
     kept = [json.loads(f.read_text())[0] for f in sorted((run.dir / "rollouts").glob("played-*.json"))]
     assert [k["person"] for k in kept] == build_protocol_handler(hp).agent_names
-    replay = RunReplay(run)
-    assert [v for _, v in replay.names.options][:3] == ["test", "played-001", "played-002"]
-    replay.names.value = "played-002"
-    assert "graph 1, node" in replay.replay.picture.value or "graph 2, node" in replay.replay.picture.value
+    browser = EpisodeBrowser(run)
+    assert [v for _, v in browser.kept.options][:3] == ["test", "played-001", "played-002"]
+    browser.kept.value = "played-002"
+    assert "graph 1, node" in browser.picture.value or "graph 2, node" in browser.picture.value
 
 
 @pytest.mark.parametrize("name", [n for n in scenarios.names() if not issubclass(scenarios[n], TextScenario)])
@@ -165,8 +172,8 @@ def test_games_that_have_not_ended_are_shown():
     env = trainer.instance.test_environment
     frames = trainer.without_epilogue(trainer.play_out(env, torch.arange(4), torch.arange(4)))
     frames["done"] = torch.zeros_like(frames["done"])
-    replay = Replay(frames, table_of(trainer.hyper_params))
-    assert "undecided" in replay.which.options[0][0] and "Rewards" not in replay.picture.value
-    replay.ending.value = "right"
-    assert "There is no such game" in replay.picture.value
-    assert isinstance(replay.games[0], Game)
+    rules = Rules.of(trainer.hyper_params)
+    browser = EpisodeBrowser([Episode.from_rollout(f, rules, n) for n, f in enumerate(frames)])
+    assert "undecided" in browser.which.options[0][0] and "Rewards" not in browser.picture.value
+    browser.ending.value = "right"
+    assert "There is no such episode" in browser.picture.value

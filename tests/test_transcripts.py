@@ -1,4 +1,4 @@
-"""Games of words are read as each agent saw them, judged, played by persons, priced and tested again."""
+"""Text episodes are read as each agent saw them, judged, played by persons, priced and tested again."""
 
 import json
 import random
@@ -29,12 +29,13 @@ from nip.scenarios.build import build_scenario_instance
 from nip.parameters.settings import ExperimentSettings
 from nip.language_models.budget import SpendingLimitReached
 from nip.episodes.text_episodes import episode_specs, play_episodes
-from nip.analysis.human_text_player import TextSitting
+from nip.analysis.human_player import HumanPlayer
 from nip.runs.store import RunStore
 from nip.runs.trackers import Tracker, register_tracker, trackers
 from nip.training.trainer import StopRequest
-from nip.analysis.answer_trees import places
-from nip.analysis.transcripts import ENDINGS, Rules, TextGame, kept_episodes
+from nip.analysis.answer_trees import AnswerTree, node_positions
+from nip.analysis.episode_view import Episode, Rules
+from nip.analysis.transcripts import ENDINGS, kept_episodes
 from nip.core.files import JsonLines
 
 PROTOCOLS = ["nip", "adp", "debate", "mnip", "merlin_arthur", "solo_verifier", "multi_channel_test"]
@@ -70,8 +71,8 @@ def test_an_agent_is_shown_what_it_could_see_and_nothing_else(protocol, monkeypa
     instance = build_scenario_instance(hp)
     env, sees = instance.train_environment, set(instance.protocol_handler.agent_channel_visibility)
     for record in play_episodes(instance, env, episode_specs(0, "train", 0, 2, 10)):
-        game = TextGame(record, Rules.of(hp), "000000")
-        for agent in game.agents:
+        game = Episode.from_record(record, Rules.of(hp), "000000")
+        for agent in game.rewards:
             shown = game.view(agent), game.text(agent)
             for other in record["turns"]:
                 for channel, text in other["said"].items():
@@ -80,7 +81,8 @@ def test_an_agent_is_shown_what_it_could_see_and_nothing_else(protocol, monkeypa
                     told = other["prompt"][0]["content"][:60]
                     assert agent == "verifier" or other["agent"] != "verifier" or told not in shown[0]
             assert "label <b>" not in shown[0] and "label" not in shown[1]
-            assert game.view(agent).count("what was told") == 1
+            has_spoken = any(t.agent == agent for t in game.turns)
+            assert game.view(agent).count("prompt and reply") == has_spoken
         whole = game.view()
         assert all(text in whole for t in record["turns"] for text in t["said"].values())
 
@@ -101,9 +103,9 @@ def test_games_of_a_run_are_found_and_chosen(run):
     alone.write_bytes(kept.files["test"].read_bytes())
     bare = Transcripts(alone)
     assert bare.rules is None and bare[0].view() and bare[0].text()
-    with pytest.raises(ParameterError, match="nobody knows"):
+    with pytest.raises(ParameterError, match="hyper-parameters of the episode are missing"):
         bare[0].view("verifier")
-    assert TranscriptBrowser(bare).games[0].record == kept[0].record
+    assert TranscriptBrowser(bare).episodes[0].record == kept[0].record
     with pytest.raises(FileNotFoundError):
         Transcripts(run.dir.parent / "none.jsonl")
 
@@ -117,7 +119,7 @@ def test_hostile_text_is_shown_as_text(run):
     turn["prompt"] = [{"role": "user", "content": evil}]
     turn["reply"] = evil
     for rules in (Transcripts(run).rules, None):
-        shown = TextGame(record, rules, "<name>").view()
+        shown = Episode.from_record(record, rules, "<name>").view()
         assert "<script>" not in shown and "<b>x" not in shown and "<i>" not in shown
 
 
@@ -144,19 +146,19 @@ def test_trees_are_drawn_with_every_answer_once(tmp_path):
     forest = Transcripts(run_experiment(hp, run_store=tmp_path, tqdm_func=quiet).run)
     for game in forest:
         nodes = game.record["nodes"]
-        at = places(nodes)
+        at = node_positions(nodes)
+        tree = AnswerTree(game)
         assert len(set(at.values())) == len(at) == len(nodes) + 1
-        assert game.opened().count("<details>") == len(nodes)
-        first = next(n for n in nodes if game.at(n["node"]).record["turns"] == game.record["turns"])
-        assert (
-            game.at(first["node"]).verdict == game.verdict and game.at(first["node"]).rewards == game.rewards
-        )
+        assert tree.html().count("<details>") == len(nodes) + 1
+        found = next(e for e in (tree.up_to(n["node"]) for n in nodes) if e.turns == game.turns)
+        assert found.verdict == game.verdict and found.rewards == game.rewards
+        assert found.num_rounds == game.num_rounds
     browser = TranscriptBrowser(forest)
     for value in [v for _, v in browser.node.options]:
         browser.node.value = value
-        assert "<svg" in browser.drawn.value
+        assert "<svg" in browser.tree.value
     browser.seen_as.value = "prover0"
-    assert browser.drawn.value == ""
+    assert browser.tree.value == ""
 
 
 def test_every_message_is_asked_about_however_long_the_game(monkeypatch, tmp_path):
@@ -278,21 +280,25 @@ def test_a_person_in_every_seat(protocol):
     sees = set(instance.protocol_handler.agent_channel_visibility)
     for seat in instance.protocol_handler.agent_names:
         for seed in range(2):
-            sitting = TextSitting(trainer, seat, seed, seed)
-            while not sitting.over:
-                view = sitting.view()
-                for t in sitting.turns:
-                    for c, text in t["said"].items():
+            person = HumanPlayer(trainer, seat, seed, seed)
+            while not person.over:
+                view = person.view()
+                for t in person.episode.turns:
+                    for c, text in t.messages.items():
                         assert (seat, c) not in sees or text in view
                 assert "label <b>" not in view
-                verdict = rng.choice(sitting.verdicts) if sitting.verdicts and rng.random() < 0.5 else None
-                sitting.move({} if verdict else {c: f"mine {rng.random()}" for c in sitting.speaks}, verdict)
-            mine = [t for t in sitting.turns if t["agent"] == seat]
-            assert all(t["is_valid"] and t["num_retries"] == 0 for t in mine)
-            assert all(text.startswith("mine") for t in mine for text in t["said"].values())
-            assert "label <b>" in sitting.view() and sitting.game.ending in ENDINGS
-            with pytest.raises(ValueError, match="the game is over"):
-                sitting.move({})
+                verdict = rng.choice(person.verdicts) if person.verdicts and rng.random() < 0.5 else None
+                if verdict is None and not person.entries:
+                    with pytest.raises(ValueError, match="verdict: one is due in this round"):
+                        person.move()
+                    verdict = person.verdicts[0]
+                person.move({} if verdict else {e: f"mine {rng.random()}" for e in person.entries}, verdict)
+            mine = [t for t in person.episode.turns if t.agent == seat]
+            assert all(t.source["is_valid"] and t.source["num_retries"] == 0 for t in mine)
+            assert all(text.startswith("mine") for t in mine for text in t.messages.values())
+            assert "label <b>" in person.view() and person.episode.ending in ENDINGS
+            with pytest.raises(ValueError, match="the episode is over"):
+                person.move({})
 
 
 @pytest.mark.parametrize("scale", sorted(verdict_scales))
@@ -303,10 +309,10 @@ def test_a_person_decides_on_any_scale(scale):
         instance = build_scenario_instance(hp)
 
     for word in [*verdict_scales[scale]][:: max(1, len(verdict_scales[scale]) // 5)]:
-        sitting = TextSitting(Table, "verifier", 0)
-        assert sitting.verdicts == list(verdict_scales[scale])
-        sitting.move(verdict=word)
-        assert sitting.over and sitting.turns[0]["decision"] is not None
+        person = HumanPlayer(Table, "verifier", 0)
+        assert person.verdicts == list(verdict_scales[scale])
+        person.move(verdict=word)
+        assert person.over and person.episode.turns[0].decision is not None
 
 
 def test_a_person_is_a_random_agent_s_stand_in_too(tmp_path):
@@ -315,10 +321,10 @@ def test_a_person_is_a_random_agent_s_stand_in_too(tmp_path):
     class Table:
         instance = build_scenario_instance(hp)
 
-    sitting = TextSitting(Table, "prover", 0, 1)
-    if not sitting.over:
-        sitting.move({"main": "Believe me."})
-        assert any(t["said"].get("main") == "Believe me." for t in sitting.turns)
+    person = HumanPlayer(Table, "prover", 0, 1)
+    if not person.over:
+        person.move({"main": "Believe me."})
+        assert any(t.messages.get("main") == "Believe me." for t in person.episode.turns)
 
 
 def test_what_was_played_is_kept_with_the_run(run):
@@ -326,11 +332,11 @@ def test_what_was_played_is_kept_with_the_run(run):
     play.seat.value = "verifier"
     for n in range(2):
         play.start.click()
-        while not play.sitting.over:
+        while not play.person.over:
             play.decision.value = "accept"
             play.controls.children[-1].click()
             assert play.notice.value == ""
-        assert f"played.jsonl, game {n}" in play.controls.children[0].value
+        assert f"played.jsonl, episode {n}" in play.controls.children[0].value
     kept = Transcripts(run, "played")
     assert [g.record["game"] for g in kept] == [0, 1] and {g.record["person"] for g in kept} == {"verifier"}
     assert "A person was" in kept[0].view()
@@ -415,7 +421,7 @@ def learner(protocol="nip", **changes):
 
 
 def test_tests_are_run_again_with_the_models_of_their_time(tmp_path, renaming, monkeypatch):
-    import nip.text_rl as text_rl
+    import nip.text_training.trainer as text_rl
 
     whole = run_experiment(
         learner(**{"text_rl.test_scheme": "all"}), run_store=tmp_path, run_id="whole", tqdm_func=quiet

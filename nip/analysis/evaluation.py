@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from html import escape
 from itertools import product
-from .attack import Attack, attack, attackers_for, plain_game
-from .playback import Games, Trained, episodes, play, player, trained
+from .attack import Attack, attack, attackers_for, without_zero_knowledge
+from .playback import PlayedEpisodes, Trained, play, play_frames, player, trained
 from ..core.display import html_table
 from ..core.files import JsonLines, atomic_write
 from ..episodes.statistics import Measure, confidence_interval, per_instance, share
@@ -30,18 +30,19 @@ from torch import Tensor
 from typing import Any
 
 # %% auto #0
-__all__ = ['LABELS', 'IMITATION', 'PLOT_SIZE', 'verdict_measures', 'worst_case', 'control', 'controls', 'ceilings',
-           'total_variation', 'average', 'twins', 'imitation_of', 'over_time', 'imitation', 'simulation', 'Evaluation',
-           'attacked', 'by_datapoint', 'examine', 'recorded', 'of_records', 'evaluate', 'is_share']
+__all__ = ['PLOT_SIZE', 'HEADER', 'LABELS', 'IMITATION', 'KINDS', 'verdict_measures', 'worst_case', 'control', 'controls',
+           'ceilings', 'total_variation', 'average', 'twins', 'imitation_of', 'over_time', 'imitation', 'simulation',
+           'Evaluation', 'attacked', 'by_datapoint', 'mean_length', 'examine', 'recorded', 'of_records', 'evaluate',
+           'is_share']
 
 # %% ../../nbs/92_analysis/04_evaluation.ipynb #c005
-def verdict_measures(games: Games, prefix: str = "") -> dict[str, Measure]:
-    "Accuracy, completeness and soundness with those who played"
-    true = games.y == 1
-    right = games.verdict == games.y
-    accepted = games.verdict == ACCEPT
-    measures = {"accuracy": share(right, games.id), "completeness": share(accepted[true], games.id[true]),
-                "soundness": share(~accepted[~true], games.id[~true])}  # fmt: skip
+def verdict_measures(played: PlayedEpisodes, prefix: str = "") -> dict[str, Measure]:
+    "Accuracy, completeness and soundness, with the agents that have played"
+    true = played.y == 1
+    right = played.verdict == played.y
+    accepted = played.verdict == ACCEPT
+    measures = {"accuracy": share(right, played.id), "completeness": share(accepted[true], played.id[true]),
+                "soundness": share(~accepted[~true], played.id[~true])}  # fmt: skip
     return {prefix + name: m for name, m in measures.items()}
 
 # %% ../../nbs/92_analysis/04_evaluation.ipynb #c009
@@ -57,14 +58,14 @@ def worst_case(accuracy: Tensor) -> dict[str, Measure]:
 def control(t: Trained, provers: dict[str, dict], passes: int, label: str) -> dict[str, Measure]:
     "Accuracy, completeness and soundness of the trained verifier with other provers"
     changes = {"trainer": "vanilla_ppo"} | {f"agents.{a}": p for a, p in provers.items()}
-    base = plain_game(t.hyper_params).replace(changes)
+    base = without_zero_knowledge(t.hyper_params).replace(changes)
     trainer = player(t, base, keep=[a for a in build_protocol_handler(base).agent_names if a not in provers])
     return verdict_measures(play(trainer, label, passes), prefix=f"{label}_")
 
 # %% ../../nbs/92_analysis/04_evaluation.ipynb #c013
 def controls(t: Trained, passes: int, trainer) -> dict[str, Measure]:
     "With provers that play at random, and by hand where the scenario can"
-    base = plain_game(t.hyper_params)
+    base = without_zero_knowledge(t.hyper_params)
     provers = getattr(build_protocol_handler(base), "prover_verdicts", {})
     measures = control(t, {a: {"is_random": True} for a in provers}, passes, "random") if provers else {}
     by_hand = getattr(trainer.instance.scenario, "manual_parts", {})
@@ -88,7 +89,7 @@ def total_variation(a: Tensor, b: Tensor) -> Tensor:
 
 
 def average(values: Tensor, ids: Tensor, low: float = 0.0, high: float = 1.0) -> Measure:
-    "Mean of `values [game]` between `low` and `high`, with its interval; games in which there is none are NaN"
+    "Mean of `values [episode]` between `low` and `high`, with its interval; NaN where an episode has none"
     known = ~values.isnan()
     unit = (values[known] - low) / (high - low)
     ids = ids[known]
@@ -113,10 +114,10 @@ def twins(protocol, p: TensorDict, key: str) -> list[Tensor]:
 
 # %% ../../nbs/92_analysis/04_evaluation.ipynb #c017
 def imitation_of(protocol, p: TensorDict) -> dict[str, Tensor]:
-    "How like the adversarial verifier the simulator is in each of the games `p [game time]`: by measure, `[game]`"
+    "How like the adversarial verifier the simulator is in each of the episodes `p [episode time]`: by measure, `[episode]`"
     adversary = protocol.agent_names.index(TWINS["adversarial"])
     own = [i for i, c in enumerate(protocol.message_channel_names) if c.endswith("_adversarial")]
-    speaks = p["agents", "active"][:, :, adversary][..., own]  # [game time channel]
+    speaks = p["agents", "active"][:, :, adversary][..., own]  # [episode time channel]
     turn = speaks.any(-1)
     found = {}
     decides = turn & protocol.decision_counts(p["round"], p["seed"])
@@ -130,7 +131,7 @@ def imitation_of(protocol, p: TensorDict) -> dict[str, Tensor]:
             a, b = twins(protocol, p, f"{kind}_logits")
             variation = total_variation(a, b)
             agree = (a.argmax(-1) == b.argmax(-1)).float()
-            if kind != "decision":  # [game time channel position] → [game time channel]
+            if kind != "decision":  # [episode time channel position] → [episode time channel]
                 variation = variation.mean(-1)
                 agree = agree.mean(-1)
             said = turn if kind == "decision" else speaks.unsqueeze(-1)
@@ -140,7 +141,7 @@ def imitation_of(protocol, p: TensorDict) -> dict[str, Tensor]:
 
 # %% ../../nbs/92_analysis/04_evaluation.ipynb #c018
 def over_time(values: Tensor, counts: Tensor) -> Tensor:
-    "Mean `[game]` of `values [game time …]` where `counts`, NaN where nothing does"
+    "Mean `[episode]` of `values [episode time …]` where `counts`, NaN where nothing does"
     values = values.flatten(1)
     counts = counts.flatten(1)
     return (values * counts).sum(1) / torch.where(counts.any(1), counts.sum(1), math.nan)
@@ -148,7 +149,7 @@ def over_time(values: Tensor, counts: Tensor) -> Tensor:
 
 def imitation(trainer, label: str, passes: int) -> dict[str, Measure]:
     "The same on test instances, with intervals"
-    pieces = [(imitation_of(trainer.protocol, p), p["id"][:, 0]) for p in episodes(trainer, label, passes)]
+    pieces = [(imitation_of(trainer.protocol, p), p["id"][:, 0]) for p in play_frames(trainer, label, passes)]
     ids = torch.cat([i for _, i in pieces]).cpu()
 
     def column(name):
@@ -168,9 +169,13 @@ def simulation(t: Trained, trainer, passes: int) -> dict[str, Measure]:
     return imitation(trainer, "simulator", passes) | imitation(untrained, "untrained", passes)
 
 # %% ../../nbs/92_analysis/04_evaluation.ipynb #c022
+PLOT_SIZE = 10, 5.2  # Inches
+HEADER = ["measure", "value", "95 % interval", "instances"]
+
+
 @dataclass
 class Evaluation:
-    "What `evaluate` found out about a run"
+    "What `evaluate` found out about a run: measures with 95 % intervals, shown as a table and a figure"
 
     name: str  # Of the run
     measures: dict[str, Measure]
@@ -209,20 +214,18 @@ class Evaluation:
         for k, m in self.measures.items():
             interval = "" if math.isnan(m.low) else f"{_number(k, m.low)} – {_number(k, m.high)}"
             rows.append([LABELS.get(k, k), _number(k, m.value), interval, str(m.n)])
-        accuracy = self.measures["accuracy"].value
-        return rows + [
-            [f"ceiling: {k}", f"{c:.1%}", f"accuracy is {accuracy / c:.1%} of it", ""]
-            for k, c in self.ceilings.items()
-        ]
+        for k, c in self.ceilings.items():
+            reached = self.measures["accuracy"].value / c
+            rows.append([f"ceiling: {k}", f"{c:.1%}", f"accuracy is {reached:.1%} of it", ""])
+        return rows
 
     def _repr_html_(self) -> str:
-        rows = [[escape(cell) for cell in row] for row in self.lines()]
-        return html_table(["measure", "value", "95 % interval", "instances"], rows, self.name)
+        return html_table(HEADER, [map(escape, row) for row in self.lines()], self.name)
 
     def __str__(self) -> str:
-        rows = [["measure", "value", "95 % interval", "instances"], *self.lines()]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows)
+        rows = [HEADER, *self.lines()]
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
     def plot(self, figure=None):  # A matplotlib figure to draw on; None: a new one
         "All measures; instances by accuracy; how the attacks went"
@@ -244,8 +247,10 @@ class Evaluation:
 
         from matplotlib.figure import Figure
 
-        run.write("evaluation", asdict(self) | {"measures": {k: m._asdict() for k, m in self.measures.items()},
-                                                "attacks": [asdict(a) | {"test": a.test._asdict()} for a in self.attacks]})  # fmt: skip
+        record = asdict(self)
+        record["measures"] = {k: m._asdict() for k, m in self.measures.items()}
+        record["attacks"] = [asdict(a) | {"test": a.test._asdict()} for a in self.attacks]
+        run.write("evaluation", record)
         picture = io.BytesIO()
         self.plot(Figure(PLOT_SIZE, layout="constrained")).savefig(picture, format="png", dpi=150)
         return atomic_write(run.dir / "evaluation.png", picture.getvalue())
@@ -274,53 +279,44 @@ def attacked(attacks: Iterable[Attack]) -> dict[str, Measure]:
     return left
 
 
-def by_datapoint(games: Games) -> dict[str, list]:
+def by_datapoint(played: PlayedEpisodes) -> dict[str, list]:
     "Accuracy on each instance"
-    right = per_instance((games.verdict == games.y).float(), games.id)
-    labels = per_instance(games.y.float(), games.id).long()
-    return {"id": games.id.unique().tolist(), "y": labels.tolist(), "accuracy": right.tolist()}
+    right = per_instance((played.verdict == played.y).float(), played.id)
+    labels = per_instance(played.y.float(), played.id).long()
+    return {"id": played.id.unique().tolist(), "y": labels.tolist(), "accuracy": right.tolist()}
+
+
+def mean_length(played: PlayedEpisodes) -> dict[str, Measure]:
+    "The mean number of rounds, over instances"
+    lengths = per_instance(played.rounds, played.id)
+    return {"mean_episode_length": Measure(lengths.mean().item(), n=len(lengths))}
 
 # %% ../../nbs/92_analysis/04_evaluation.ipynb #c024
 def examine(t: Trained, passes=5, attack_iterations=40, attack_frames=None, attacks=1, seed=0) -> Evaluation:
     "What `evaluate` finds out"
     trainer = player(t)
-    games = play(trainer, f"test {seed}", passes)
-    points = by_datapoint(games)
-    starts = [
-        (verdict, i)
-        for verdict in attackers_for(t.hyper_params)
-        for i in range(attacks if attack_iterations else 0)
-    ]
+    played = play(trainer, f"test {seed}", passes)
+    points = by_datapoint(played)
     how = {"frames": attack_frames, "passes": passes, "seed": seed}
+    starts = product(attackers_for(t.hyper_params), range(attacks if attack_iterations else 0))
     tried = [attack(t, verdict, attack_iterations, start=i, **how) for verdict, i in starts]
-    measures = verdict_measures(games) | attacked(tried) | worst_case(torch.tensor(points["accuracy"]))
-    measures |= controls(t, passes, trainer) | simulation(t, trainer, passes)
-    lengths = per_instance(games.rounds, games.id)
-    measures["mean_episode_length"] = Measure(lengths.mean().item(), n=len(lengths))
-    options = {
-        "passes": passes,
-        "attack_iterations": attack_iterations,
-        "attack_frames": attack_frames,
-        "attacks": attacks,
-        "seed": seed,
-    }
+    measures = verdict_measures(played) | attacked(tried) | worst_case(torch.tensor(points["accuracy"]))
+    measures |= controls(t, passes, trainer) | simulation(t, trainer, passes) | mean_length(played)
+    options = {"passes": passes, "attack_iterations": attack_iterations, "attack_frames": attack_frames, "attacks": attacks, "seed": seed}  # fmt: skip
     return Evaluation(t.run.id if t.run else "not kept", measures, points, tried, ceilings(trainer), options)
 
 # %% ../../nbs/92_analysis/04_evaluation.ipynb #c026
 def recorded(run_or_result, run_store=None) -> tuple[Run | None, list[dict]] | None:
-    "A run of agents of words, and the records of its last test; None for a run of others"
+    "A run of LLM agents, and the records of its last test; None for a run of others"
     instance = getattr(run_or_result, "scenario_instance", None)
     run = run_or_result.run if instance else find_run(run_or_result, run_store)
     hyper_params = instance.hyper_params if instance else HyperParameters.from_dict(run.hyper_params)
     if not issubclass(trainers[hyper_params.trainer], TextRlTrainer):
         return None
-    file = (
-        run_or_result.trainer.record_file("test")
-        if instance
-        else JsonLines(run.dir / "rollouts" / "test.jsonl")
-    )
+    kept = None if instance else JsonLines(run.dir / "rollouts" / "test.jsonl")
+    file = run_or_result.trainer.record_file("test") if instance else kept
     if not file.records:
-        why = "left no test games to look at; a run with base_run_type='rerun_tests' plays them"
+        why = "left no test episodes to look at; a run with base_run_type='rerun_tests' plays them"
         raise ParameterError(
             "text_rl.test_scheme", hyper_params.text_rl.test_scheme, why, ["all", "last", "first_and_last"]
         )
@@ -328,41 +324,38 @@ def recorded(run_or_result, run_store=None) -> tuple[Run | None, list[dict]] | N
 
 
 def of_records(run: Run | None, records: list[dict]) -> Evaluation:
-    "What the records of games show"
-    games = Games(*outcomes(records))
-    points = by_datapoint(games)
-    lengths = per_instance(games.rounds, games.id)
-    measures = verdict_measures(games) | worst_case(torch.tensor(points["accuracy"]))
-    measures["mean_episode_length"] = Measure(lengths.mean().item(), n=len(lengths))
+    "What the records of text episodes show"
+    played = PlayedEpisodes(*outcomes(records))
+    points = by_datapoint(played)
+    accuracy = torch.tensor(points["accuracy"])
+    measures = verdict_measures(played) | worst_case(accuracy) | mean_length(played)
     return Evaluation(run.id if run else "not kept", measures, points)
 
 # %% ../../nbs/92_analysis/04_evaluation.ipynb #c027
 def evaluate(
     run_or_result,  # A `Run`, its name or folder, or what `run_experiment` returned
     *,
-    passes: int = 5,  # Games on each test instance
+    passes: int = 5,  # Episodes on each test instance
     attack_iterations: int = 40,  # Iterations for which attackers learn; 0: no attack
-    attack_frames: int | None = None,  # Frames (rounds of games) that they play in each; None: 256 games
+    attack_frames: int | None = None,  # Frames (rounds) that they play in each; None: 256 episodes
     attacks: int = 1,  # Attacks for each verdict, each from another start
     seed: int = 0,  # Of everything random here, beside the run's own
     run_store=None,  # Where the name of a run is looked for: a folder or a `RunStore`
     device: str | None = None,  # Where to play; None: where the result is, or on the CPU
     progress: Callable | None = None,  # Makes progress bars; None: tqdm
 ) -> Evaluation:
-    "Completeness, soundness under attack, the worst case, controls and ceilings of a finished run; kept in its folder"
-    settings = {
-        name: value for name, value in (("device", device), ("tqdm_func", progress)) if value is not None
-    }
-    if words := recorded(run_or_result, run_store):
-        found = of_records(*words)
-        run = words[0]
-        if run:
-            found.save(run)
-        return found
-    t = trained(run_or_result, run_store, **settings)
-    found = examine(t, passes, attack_iterations, attack_frames, attacks, seed)
-    if t.run:
-        found.save(t.run)
+    "Completeness, soundness under attack, the worst case, controls and ceilings of a finished run; kept in its folder. Raises `ParameterError` where no episodes were played"
+    if tested := recorded(run_or_result, run_store):
+        run, records = tested
+        found = of_records(run, records)
+    else:
+        settings = {"device": device, "tqdm_func": progress}
+        settings = {name: value for name, value in settings.items() if value is not None}
+        t = trained(run_or_result, run_store, **settings)
+        run = t.run
+        found = examine(t, passes, attack_iterations, attack_frames, attacks, seed)
+    if run:
+        found.save(run)
     return found
 
 # %% ../../nbs/92_analysis/04_evaluation.ipynb #c029
@@ -380,13 +373,11 @@ IMITATION = {
     "variation": "total variation",
     "likeliest": "same likeliest choice",
 }
-for _who, _kind, _what in product(
-    ("simulator", "untrained"), ("main_message", "linear_message", "decision"), IMITATION
-):
+KINDS = "main_message", "linear_message", "decision"
+for _who, _kind, _what in product(("simulator", "untrained"), KINDS, IMITATION):
     _subject = "simulator" if _who == "simulator" else "untrained simulator"
-    LABELS[f"{_who}_{_kind}_{_what}"] = (
-        f"{_subject}, {_kind.replace('_', ' ').replace('main ', '')}: {IMITATION[_what]}"
-    )
+    _of = _kind.removeprefix("main_").replace("_", " ")
+    LABELS[f"{_who}_{_kind}_{_what}"] = f"{_subject}, {_of}: {IMITATION[_what]}"
 
 # %% ../../nbs/92_analysis/04_evaluation.ipynb #c030
 def is_share(name: str) -> bool:
@@ -401,62 +392,43 @@ def _number(name: str, value: float) -> str:
 def _plot_measures(ax, e: Evaluation) -> None:
     shown = [(k, m) for k, m in e.measures.items() if is_share(k) and not math.isnan(m.value)]
     for i, (k, m) in enumerate(shown):
-        low, high = (m.value if math.isnan(b) else b for b in (m.low, m.high))
-        colour = (
-            "C3" if "attacked" in k else "C7" if k.startswith(("random", "oracle", "untrained")) else "C0"
-        )
-        ax.errorbar(
-            100 * m.value,
-            i,
-            xerr=[[100 * max(0, m.value - low)], [100 * max(0, high - m.value)]],
-            fmt="o",
-            ms=5,
-            color=colour,
-            capsize=3,
-        )
+        others = k.startswith(("random", "oracle", "untrained"))
+        look = {"ms": 5, "capsize": 3, "color": "C3" if "attacked" in k else "C7" if others else "C0"}
+        ax.errorbar(100 * m.value, i, xerr=_bars(m), fmt="o", **look)
     for i, (name, value) in enumerate(e.ceilings.items()):
         ax.axvline(100 * value, ls="--", lw=1, color=f"C{1 + i}", label=f"{name}: {value:.1%}")
-    ax.set(
-        xlim=(-3, 103), xlabel="%", yticks=range(len(shown)), yticklabels=[LABELS.get(k, k) for k, _ in shown]
-    )
+    labels = [LABELS.get(k, k) for k, _ in shown]
+    ax.set(xlim=(-3, 103), xlabel="%", yticks=range(len(shown)), yticklabels=labels)
     ax.invert_yaxis()
     ax.grid(axis="x", alpha=0.3)
     if e.ceilings:
-        ax.legend(
-            frameon=False,
-            fontsize=8,
-            title="ceilings of accuracy",
-            title_fontsize=8,
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-        )
+        where = {"loc": "lower left", "bbox_to_anchor": (0, 1)}
+        ax.legend(frameon=False, fontsize=8, title="ceilings of accuracy", title_fontsize=8, **where)
+
+
+def _bars(m: Measure) -> list[list[float]]:
+    "How far the interval reaches to both sides, in percent; nowhere where it is not known"
+    low, high = (m.value if math.isnan(bound) else bound for bound in (m.low, m.high))
+    return [[100 * max(0, m.value - low)], [100 * max(0, high - m.value)]]
 
 # %% ../../nbs/92_analysis/04_evaluation.ipynb #c033
 def _plot_datapoints(ax, e: Evaluation) -> None:
     passes = e.options.get("passes", 5)
     edges = [(100 / passes) * (i - 0.5) for i in range(passes + 2)]
-    by_label = [
-        [100 * a for a, b in zip(e.datapoints["accuracy"], e.datapoints["y"]) if b == y] for y in (0, 1)
-    ]
-    ax.hist(by_label, bins=edges, label=["y = 0", "y = 1"], color=["C1", "C0"])
-    ax.set(xlabel=f"accuracy on an instance, in % of {passes} games", ylabel="instances", yscale="log")
+    by_label = {0: [], 1: []}
+    for accuracy, label in zip(e.datapoints["accuracy"], e.datapoints["y"]):
+        by_label[label].append(100 * accuracy)
+    ax.hist([*by_label.values()], bins=edges, label=["y = 0", "y = 1"], color=["C1", "C0"])
+    ax.set(xlabel=f"accuracy on an instance, in % of {passes} episodes", ylabel="instances", yscale="log")
     ax.legend(frameon=False, fontsize=8)
 
 # %% ../../nbs/92_analysis/04_evaluation.ipynb #c034
 def _plot_attacks(ax, e: Evaluation) -> None:
     for i, a in enumerate(e.attacks):
         colour = f"C{i}"
-        ax.plot(
-            a.iterations,
-            [100 * f for f in a.fooled],
-            marker=".",
-            color=colour,
-            label=f"for verdict {a.verdict}",
-        )
-        bars = [[100 * (a.test.value - a.test.low)], [100 * (a.test.high - a.test.value)]]
-        ax.errorbar([a.best], [100 * a.test.value], yerr=bars, fmt="D", color=colour, capsize=3, mfc="white")
+        fooled = [100 * f for f in a.fooled]
+        ax.plot(a.iterations, fooled, marker=".", color=colour, label=f"for verdict {a.verdict}")
+        look = {"fmt": "D", "color": colour, "capsize": 3, "mfc": "white"}
+        ax.errorbar([a.best], [100 * a.test.value], yerr=_bars(a.test), **look)
     ax.set(xlabel="iteration of the attack (◇: test)", ylabel="deceived, %", ylim=(-3, 103))
     ax.legend(frameon=False, fontsize=8)
-
-# %% ../../nbs/92_analysis/04_evaluation.ipynb #c035
-PLOT_SIZE = 10, 5.2  # Inches

@@ -19,7 +19,7 @@ import ipywidgets as W
 from fastcore.xml import FT, Div, P
 from tqdm.std import tqdm
 
-from ..analysis.transcripts import EpisodeTail, said_of
+from ..analysis.transcripts import EpisodeTail, kept_title
 from .widgets import beside, button, control
 from ..core.display import as_html, boxed, picture
 from ..runs.run import Run
@@ -372,7 +372,7 @@ class JobPanel:
         "Show the text episode that was played last, where there is one"
         if (found := self.games.latest()) is not None:
             game, number = found
-            head = P(f"{number} episodes so far ({said_of(game.name)}); the last one:")
+            head = P(f"{number} episodes so far ({kept_title(game.name)}); the last one:")
             self.latest_episode.value = boxed(head, game.view())
 
     def draw(self) -> None:

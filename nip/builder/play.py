@@ -7,47 +7,27 @@ from __future__ import annotations
 
 import ipywidgets as W
 import torch
-from fastcore.basics import patch
-from ..analysis.human_player import Sitting
-from ..analysis.human_text_player import TextSitting, text_player
-from ..analysis.playback import player, trained
+from ..analysis.human_player import Entry, HumanPlayer, load_players
+from ..analysis.transcripts import ENDINGS
 from .widgets import Notice, beside, button, control, toggles
 from ..core.display import STYLE, boxed
 from ..episodes.environment import MAX_EPISODE_SEED
-from ..parameters.hyper_params import HyperParameters, scenarios
+from ..parameters.hyper_params import HyperParameters
 from ..protocols.handler import build_protocol_handler
-from ..protocols.messages import MessageSpace
 from ..runs.store import RunStore
-from ..scenarios.text import TextScenario
 
 # %% auto #0
-__all__ = ['Play']
+__all__ = ['entry_widget', 'Play']
 
-# %% ../../nbs/94_builder/07_play.ipynb #c006
-@patch
-def places(self: Sitting) -> dict[tuple, W.Widget]:
-    "Where candidates are chosen, by message space, channel and position"
-    return {(s.name, c, p): self.place(s, c, p) for c in self.speaks for s in self.spaces for p in range(self.env.message_size)}  # fmt: skip
-
-
-@patch
-def place(self: Sitting, space: MessageSpace, channel: str, position: int) -> W.Dropdown:
-    name = self.instance.scenario.candidate_name
-    choices = self.choices(space, channel, position)
-    label = channel + f" {position + 1}" * (self.env.message_size > 1) + " (number)" * (space.kind != "main")
-    options = [(name(space, c), c) for c in choices]
-    help = f"What to name in channel {channel}"
-    return control(W.Dropdown, label, help, name_width="130px", options=options)
-
-# %% ../../nbs/94_builder/07_play.ipynb #c007
-@patch
-def places(self: TextSitting) -> dict[str, W.Widget]:
-    "Where messages are written, by channel"
-
-    def area(c):
-        return control(W.Textarea, c, f"What to write in channel {c}", "98%", "130px", rows=4)
-
-    return {channel: area(channel) for channel in self.speaks}
+# %% ../../nbs/94_builder/07_play.ipynb #c005
+def entry_widget(entry: Entry, choices: list[tuple[str, int]] | None) -> W.Widget:
+    "Where an entry is chosen from `choices`, or written where there are none"
+    channel = entry.channel
+    if choices is None:
+        return control(W.Textarea, channel, f"What to write in channel {channel}", "98%", "130px", rows=4)
+    kind = " (number)" if entry.space.startswith("linear") else ""
+    label = f"{channel} {entry.position + 1}{kind}" if entry.position else f"{channel}{kind}"
+    return control(W.Dropdown, label, f"What to name in channel {channel}", name_width="130px", options=choices)  # fmt: skip
 
 # %% ../../nbs/94_builder/07_play.ipynb #c008
 class Play:
@@ -55,40 +35,30 @@ class Play:
 
     def __init__(self, run_store=None):
         self.store = RunStore(run_store)
-        self.sitting = None
+        self.person = None
         self.loaded = {}
-        self.score = {"right": 0, "wrong": 0, "undecided": 0}
+        self.score = dict.fromkeys(ENDINGS, 0)
+        self.widgets = {}
+        self.decision = None
         self.runs = control(W.Dropdown, "run", "Whose agents to play against", "560px")
         self.seat = control(W.Dropdown, "seat", "Whose place you take", "260px")
-        self.number = control(
-            W.Text,
-            "instance",
-            "Number of the instance in the test data; empty: any",
-            "180px",
-            placeholder="any",
-        )
-        self.told = W.Checkbox(
+        help = "Number of the instance in the test data; empty: any"
+        self.number = control(W.Text, "instance", help, "180px", placeholder="any")
+        self.knows_label = W.Checkbox(
             description="tell me the label",
             indent=False,
             tooltip="A prover is strong: it would know",
             layout={"width": "150px"},
         )
-        self.start = button("Start", "Begin a game", self.begin, "play", button_style="primary")
+        self.start = button("Start", "Begin an episode", self.begin, "play", button_style="primary")
         self.again = button("Refresh", "Look for runs again", self.refresh, "refresh")
         self.notice = Notice()
         self.picture = W.HTML()
         self.controls = W.VBox()
         self.runs.observe(lambda change: self.offer_seats(), "value")
-        self.root = W.VBox(
-            [
-                W.HTML(STYLE),
-                beside(self.runs, self.again),
-                beside(self.seat, self.number, self.told, self.start),
-                self.notice,
-                self.picture,
-                self.controls,
-            ]
-        )
+        run = beside(self.runs, self.again)
+        seat = beside(self.seat, self.number, self.knows_label, self.start)
+        self.root = W.VBox([W.HTML(STYLE), run, seat, self.notice, self.picture, self.controls])
         self.refresh()
 
     def refresh(self) -> None:
@@ -102,100 +72,89 @@ class Play:
             self.notice.say("There are no runs yet to play against. Train one first.")
 
     def offer_seats(self) -> None:
+        "Offer the agents of the chosen run"
         self.notice.say()
         was = self.seat.value
         names = []
         try:
-            names = build_protocol_handler(self.hyper_params).agent_names if self.runs.value else []
+            if self.runs.value:
+                hyper_params = HyperParameters.from_dict(self.store.open(self.runs.value).hyper_params)
+                names = build_protocol_handler(hyper_params).agent_names
         except Exception as error:  # noqa: BLE001 a run may be damaged, or of a protocol that is not registered here
             self.notice.say(f"{self.runs.value}: {error}", wrong=True)
         self.seat.options = names
-        self.seat.value = (
-            was if was in names else "verifier" if "verifier" in names else next(iter(names), None)
-        )
+        usual = "verifier" if "verifier" in names else next(iter(names), None)
+        self.seat.value = was if was in names else usual
 
-    @property
-    def hyper_params(self) -> HyperParameters:
-        return HyperParameters.from_dict(self.store.open(self.runs.value).hyper_params)
-
-    @property
-    def in_words(self) -> bool:
-        "Whether agents of the chosen run write text"
-        return issubclass(scenarios[self.hyper_params.scenario], TextScenario)
-
-    def agents(self):
-        "A trainer with the agents of the chosen run, loaded once for each checkpoint"
-        run = self.store.open(self.runs.value)
+    def trainer(self, run):
+        "A trainer with the agents of `run`, loaded once for each checkpoint"
         key = run.id, run.latest_checkpoint()
         if key not in self.loaded:
             self.notice.say(f"loading the agents of {run.id} …")
-            self.loaded = {key: text_player(run) if self.in_words else player(trained(run))}
+            self.loaded = {key: load_players(run)}
         return self.loaded[key]
 
+    def instance_index(self, size: int) -> int:
+        "The number of the instance that was asked for, or any; raises `ValueError` for what is no number"
+        text = self.number.value.strip()
+        if text and not text.isdigit():
+            raise ValueError(f"instance: a whole number from 0 to {size - 1}, not {text!r}")
+        return int(text) if text else int(torch.randint(size, ()))
+
     def begin(self) -> None:
-        "Begin a game"
+        "Begin an episode"
         try:
             if self.runs.value is None:
                 raise ValueError("there is no run to play against; train one first")
-            if self.sitting and (self.sitting.run.id, self.sitting.seat) != (
-                self.runs.value,
-                self.seat.value,
-            ):
-                self.score = dict.fromkeys(self.score, 0)
-            trainer = self.agents()
-            seed = int(torch.randint(MAX_EPISODE_SEED, ()))
-            text = self.number.value.strip()
-            size = len(trainer.instance.test_dataset)
-            if text and not text.isdigit():
-                raise ValueError(f"instance: a whole number from 0 to {size - 1}, not {text!r}")
-            index = int(text) if text else int(torch.randint(size, ()))
-            sit = TextSitting if self.in_words else Sitting
             run = self.store.open(self.runs.value)
-            self.sitting = sit(trainer, self.seat.value, index, seed, self.told.value, run)
-            self.notice.say("")
+            if self.person and (self.person.run.id, self.person.seat) != (run.id, self.seat.value):
+                self.score = dict.fromkeys(ENDINGS, 0)
+            trainer = self.trainer(run)
+            seed = int(torch.randint(MAX_EPISODE_SEED, ()))
+            index = self.instance_index(len(trainer.instance.test_dataset))
+            self.person = HumanPlayer(trainer, self.seat.value, index, seed, self.knows_label.value, run)
+            self.notice.say()
             self.show()
-        except Exception as error:  # noqa: BLE001 whatever a run may hold
+        except Exception as error:  # noqa: BLE001 anything that a run may hold
             self.notice.say(str(error), wrong=True)
 
     def show(self) -> None:
-        "Show the game, and what is to be chosen or written"
-        s = self.sitting
-        self.picture.value = s.view()
-        if s.over:
+        "Show the episode, and what is to be chosen or written"
+        self.picture.value = self.person.view()
+        if self.person.over:
             return self.finish()
-        self.places = s.places()
-        verdicts = s.verdict_options
-        meaning = ["No verdict yet", *(f"Your verdict: {word}" for word, _ in verdicts[1:])]
-        self.decision = (
-            toggles("decide", "Your verdict, if you have come to one", verdicts, meaning, "90px")
-            if verdicts
-            else None
-        )
-        send = button(
-            "Send", "Say it, and let the others play on", self.send, "paper-plane", button_style="primary"
-        )
-        self.controls.children = [*self.places.values(), *([self.decision] if verdicts else []), send]
+        self.widgets = {e: entry_widget(e, choices) for e, choices in self.person.entries.items()}
+        self.decision = None
+        controls = [*self.widgets.values()]
+        if verdicts := self.person.verdicts:
+            options = [("go on", None), *((word, word) for word in verdicts)]
+            meaning = ["No verdict yet", *(f"Your verdict: {word}" for word in verdicts)]
+            help = "Your verdict, if you have come to one"
+            self.decision = toggles("decide", help, options, meaning, "90px")
+            controls.append(self.decision)
+        help = "Say it, and let the others play on"
+        controls.append(button("Send", help, self.send, "paper-plane", button_style="primary"))
+        self.controls.children = controls
 
     def send(self) -> None:
         "The person's turn"
-        values = {name: place.value for name, place in self.places.items()}
+        messages = {entry: widget.value for entry, widget in self.widgets.items()}
         try:
-            self.notice.say("the others are at it …")
-            self.sitting.take(values, self.decision and self.decision.value)
+            self.notice.say("the others are playing …")
+            self.person.move(messages, self.decision and self.decision.value)
         except Exception as error:  # noqa: BLE001 what the rules do not allow, or a model that does not answer
             return self.notice.say(str(error), wrong=True)
-        self.notice.say("")
+        self.notice.say()
         self.show()
 
     def finish(self) -> None:
-        "The game is over: keep it, and count"
-        name = self.sitting.keep()
-        game = self.sitting.game
-        self.score[game.ending] += 1
+        "The episode is over: keep it, and count"
+        name = self.person.keep()
+        episode = self.person.episode
+        self.score[episode.ending] += 1
         score = ", ".join(f"{n} {ending}" for ending, n in self.score.items())
-        mine = game.rewards[self.sitting.seat]
-        text = f"Your reward: <b>{mine:g}</b>. Verdicts so far: {score}. <span class='nip-quiet'>Kept as <code>rollouts/{name}</code>.</span>"
-        self.controls.children = [
-            W.HTML(boxed(text)),
-            button("Play again", "Another game in the same seat", self.begin, "repeat"),
-        ]
+        reward = episode.rewards[self.person.seat]
+        kept = f"<span class='nip-quiet'>Kept as <code>rollouts/{name}</code>.</span>"
+        told = W.HTML(boxed(f"Your reward: <b>{reward:g}</b>. Verdicts so far: {score}. {kept}"))
+        again = button("Play again", "Another episode in the same seat", self.begin, "repeat")
+        self.controls.children = [told, again]

@@ -15,11 +15,11 @@ from fastcore.xml import Code, Details, P, Span, Summary
 
 from ..analysis.comparison import Comparison, compare
 from ..analysis.evaluation import PLOT_SIZE, Evaluation, evaluate
-from ..analysis.transcripts import kept_episodes
+from ..analysis.transcripts import kept_episodes, kept_title
 from .form import Fold, from_text
 from .jobs import USUAL, Job, curves, panels
 from .launch import Launch
-from .replay import RunReplay, TranscriptBrowser, describe
+from .replay import EpisodeBrowser
 from .widgets import Notice, beside, button, control, html_widget, text_control
 from ..core.display import as_html, boxed, html_table, picture
 from ..experiments.reproduction import reproduce
@@ -72,7 +72,7 @@ def transcripts(run: Run, limit: int = 20) -> str:
     items = []
     for file in sorted(run.dir.glob("rollouts/*.json"), key=lambda f: f.stat().st_mtime, reverse=True):
         for record in json.loads(file.read_text())[: limit - len(items)]:
-            title = episode_title(describe(file.stem), record)
+            title = episode_title(kept_title(file.stem), record)
             items.append(Details(Summary(title), messages_table(record)))
     if not items:
         return boxed("This run has kept no episodes.")
@@ -277,13 +277,13 @@ class RunsPage:
         self.shown.children = [drawn, beside(chosen, window)]
 
     def do_transcripts(self, run: Run) -> None:
-        if kept_episodes(run):
-            self.shown.children = [TranscriptBrowser(run).root]
+        if any(file.suffix == ".jsonl" for file in kept_episodes(run).values()):
+            self.do_episodes(run)
         else:
             self.show(transcripts(run))
 
     def do_episodes(self, run: Run) -> None:
-        self.shown.children = [(TranscriptBrowser if kept_episodes(run) else RunReplay)(run).root]
+        self.shown.children = [EpisodeBrowser(run).root]
 
     def do_evaluate(self, run: Run) -> Job:
         options = self.option_values("passes", "attack_iterations")

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 import nip.protocols.drawing  # noqa: F401 ProtocolHandler.draw
 from ..agents.combined import CombinedAgentPart
 from ..agents.parts import Agent, AgentPart, with_dimensions
-from ..analysis.transcripts import Rules, TextGame
-from .replay import Replay
+from ..analysis.episode_view import Episode, Rules
+from .replay import EpisodeBrowser
 from .widgets import html_widget
 from ..core.display import as_html, html_part, html_table, picture
 from ..core.seeds import derive_seed
@@ -351,7 +351,8 @@ def episode_steps(trainer: Trainer, environment: Environment, number: int, seed:
 @singledispatch
 def episode_widget(trainer, environment: Environment, number: int, seed: int) -> W.Widget:
     "An episode on instance `number`, to be looked at"
-    return Replay(episode_steps(trainer, environment, number, seed), trainer.instance).root
+    (frames,) = episode_steps(trainer, environment, number, seed)
+    return EpisodeBrowser([Episode.from_rollout(frames, Rules.of_instance(trainer.instance))]).root
 
 
 @episode_widget.register
@@ -359,5 +360,4 @@ def _(trainer: TextRlTrainer, environment, number, seed) -> W.Widget:
     check_instance_number(environment, number)
     deal = EpisodeSpec(0, number, seed % MAX_EPISODE_SEED, derive_seed(seed, "one game") >> 1)
     (record,) = play_episodes(trainer.instance, environment, [deal])
-    rules = Rules(trainer.instance.protocol_handler, trainer.instance.scenario)
-    return html_widget(TextGame(record, rules).view())
+    return EpisodeBrowser([Episode.from_record(record, Rules.of_instance(trainer.instance))]).root

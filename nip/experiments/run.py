@@ -107,7 +107,9 @@ def begin(hyper_params: HyperParameters, settings: ExperimentSettings) -> Run | 
     store = RunStore(settings.run_store)
     command = " ".join(sys.argv)
     afresh = settings.do_not_load_checkpoint
-    return store.begin(hyper_params, settings, settings.run_id, command, settings.active_trackers, check, afresh)
+    return store.begin(
+        hyper_params, settings, settings.run_id, command, settings.active_trackers, check, afresh
+    )
 
 # %% ../../nbs/93_experiments/05_run.ipynb #c013
 @delegates(ExperimentSettings)
