@@ -415,7 +415,7 @@ def learner(protocol="nip", **changes):
 
 
 def test_tests_are_run_again_with_the_models_of_their_time(tmp_path, renaming, monkeypatch):
-    import nip.text_rl as text_rl
+    import nip.text_training.trainer as text_rl
 
     whole = run_experiment(
         learner(**{"text_rl.test_scheme": "all"}), run_store=tmp_path, run_id="whole", tqdm_func=quiet
@@ -480,7 +480,7 @@ def test_tests_that_were_stopped_go_on(tmp_path, renaming):
 
     class Watch(tqdm):
         def update(self, n=1):
-            if self.desc == "test games" and self.n == 5:
+            if self.desc == "test episodes" and self.n == 5:
                 stop.stop()
             return super().update(n)
 
