@@ -486,7 +486,7 @@ def test_tests_that_were_stopped_go_on(tmp_path, renaming):
 
     class Watch(tqdm):
         def update(self, n=1):
-            if self.desc == "test games" and self.n == 5:
+            if self.desc == "test episodes" and self.n == 5:
                 stop.stop()
             return super().update(n)
 
