@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from html import escape
+from pathlib import Path
+
 from ..core.display import html_table
 from ..core.files import atomic_write, cache_dir, from_json_value, to_json_value
 from .chat import ChatModel, ChatReply, ChatRequest, ReplyStore
@@ -17,7 +19,6 @@ from .openai_client import chat_model
 from .prices import cost
 from ..parameters.settings import ExperimentSettings
 from ..parameters.validation import ParameterError
-from pathlib import Path
 
 # %% auto #0
 __all__ = ['COUNTED', 'SpendingLimitReached', 'Ledger', 'Chat', 'store_of', 'ledger_of', 'build_chat', 'estimate']

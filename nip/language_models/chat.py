@@ -10,11 +10,13 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from filelock import FileLock
 from hashlib import sha256
-from ..parameters.hyper_params import chat_models
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
+
+from ..parameters.hyper_params import chat_models
 
 # %% auto #0
 __all__ = ['Sampling', 'ChatRequest', 'ChatReply', 'ReplyStore', 'kept_reply', 'ChatModel', 'ChatError', 'register_chat_model',

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from math import ceil
+from typing import Any
+
 from ..core.registry import AnyCase
 from ..parameters.hyper_params import register_parameters
 from ..parameters.settings import ExperimentSettings
 from ..parameters.validation import ParameterError, Parameters, param
-from typing import Any
 
 # %% auto #0
 __all__ = ['ROLES', 'METHODS', 'STATES', 'fine_tuners', 'RECENT', 'OPENAI_STATES', 'LoraParameters', 'FineTuningParameters',

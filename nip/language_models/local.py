@@ -11,15 +11,19 @@ import subprocess
 import sys
 import tempfile
 import threading
-import torch
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from secrets import randbits
+
+import torch
 from fastcore.basics import chunked
 from filelock import FileLock
-from importlib.util import find_spec
+
 from .. import __version__
 from ..core.files import cache_dir, whole_folder
 from ..core.registry import Registry
@@ -27,8 +31,6 @@ from ..core.seeds import generator, seeded
 from .chat import ChatModel, ChatReply, ChatRequest, Sampling, register_chat_model
 from ..parameters.settings import ExperimentSettings
 from ..parameters.validation import ParameterError
-from pathlib import Path
-from secrets import randbits
 
 # %% auto #0
 __all__ = ['embedded_models', 'SMOLLM2', 'SMOLLM2_HASH', 'CHATML', 'RESIDENT', 'loaded_models', 'model_path', 'quiet',

@@ -18,19 +18,21 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from fastcore.basics import patch
 from functools import cache
 from importlib.util import find_spec
 from itertools import islice
+from queue import SimpleQueue
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastcore.basics import patch
+
 from ..core.files import read_env
 from .chat import ChatError, ChatModel, ChatReply, ChatRequest, register_chat_model
 from .prices import price_of
 from ..parameters.hyper_params import chat_models
 from ..parameters.settings import ExperimentSettings
 from ..parameters.validation import ParameterError
-from queue import SimpleQueue
-from typing import Any
-from urllib.parse import urlsplit
 
 # %% auto #0
 __all__ = ['LONGEST_WAIT', 'REMEDIES', 'FINISHED', 'logger', 'Endpoint', 'is_local', 'ServerFailed', 'RequestRefused',

@@ -9,27 +9,49 @@ import math
 import re
 
 # %% auto #0
-__all__ = ['PRICES', 'price_of', 'cost']
+__all__ = ['PRICES', 'own_price', 'price_of', 'cost']
 
 # %% ../../nbs/40_language_models/01_prices.ipynb #c005
-PRICES: dict[str, tuple[float, float]] = {  # US dollars per million tokens read, and written
-    "gpt-5.4": (2.5, 15.0), "gpt-5.1": (1.25, 10.0), "gpt-5": (1.25, 10.0), "gpt-5-mini": (0.25, 2.0), "gpt-5-nano": (0.05, 0.4),
-    "gpt-4.1": (2.0, 8.0), "gpt-4.1-mini": (0.4, 1.6), "gpt-4.1-nano": (0.1, 0.4), "gpt-4o": (2.5, 10.0), "gpt-4o-mini": (0.15, 0.6),
-    "o3": (2.0, 8.0), "o3-mini": (1.1, 4.4), "o4-mini": (1.1, 4.4), "ft:gpt-4.1": (3.0, 12.0), "ft:gpt-4.1-mini": (0.8, 3.2),
-    "ft:gpt-4.1-nano": (0.2, 0.8), "ft:gpt-4o": (3.75, 15.0), "ft:gpt-4o-mini": (0.3, 1.2),
+# By a model's name: US dollars per million tokens read, and written; these entries precede the library's
+PRICES: dict[str, tuple[float, float]] = {
+    "ft:gpt-4.1": (3.0, 12.0), "ft:gpt-4.1-mini": (0.8, 3.2), "ft:gpt-4.1-nano": (0.2, 0.8), "ft:gpt-4o": (3.75, 15.0),
+    "ft:gpt-4o-mini": (0.3, 1.2),
 }  # fmt: skip
 
 
-def price_of(name: str) -> tuple[float, float] | None:
-    "The price of a model, whatever its date, its vendor's prefix or what is tuned on it; None if it is not known"
-    tuned = name.startswith("ft:")
-    base = name.split(":")[1] if tuned else name.rpartition("/")[2]
+def own_price(name: str) -> tuple[float, float] | None:
+    "The entry of `PRICES` for a model, or for what it is a dated, fine-tuned or prefixed version of"
+    prefix = "ft:" if name.startswith("ft:") else ""
+    base = name.split(":")[1] if prefix else name.rpartition("/")[2]
     undated = re.sub(r"-\d{4}-\d{2}-\d{2}$", "", base)
-    known = [PRICES.get(n) for n in (name, *(("ft:" * tuned) + n for n in (base, undated)))]
-    return next((price for price in known if price), None)
+    return PRICES.get(name) or PRICES.get(prefix + base) or PRICES.get(prefix + undated)
 
 
-def cost(price: tuple[float, float] | None, prompt_tokens: float, completion_tokens: float) -> float:
-    "US dollars for tokens read and written; NaN where the price is not known"
+def price_of(
+    name: str,  # Of the model, with or without a date, the vendor's prefix, or what is tuned on it
+    provider: str = "OpenAI",  # Who serves it; where the provider has no such model, its vendor counts
+) -> tuple[float, float] | None:  # US dollars per million tokens read, and written; None: unknown
+    "The price of a model: yours in `PRICES`, or else the list price that `genai_prices` knows"
+    from genai_prices import Usage, calc_price
+
+    if price := own_price(name):
+        return price
+    thousand = Usage(input_tokens=1000, output_tokens=1000)  # below the tiers of long prompts
+    vendor, _, model = name.rpartition("/")
+    for seller, sold in ((provider, name), (vendor or "openai", model)):
+        try:
+            found = calc_price(thousand, sold, provider_id=seller.lower())
+        except LookupError:
+            continue
+        return float(1000 * found.input_price), float(1000 * found.output_price)
+    return None
+
+
+def cost(
+    price: tuple[float, float] | None,  # US dollars per million tokens read, and written
+    prompt_tokens: float,
+    completion_tokens: float,
+) -> float:
+    "US dollars for tokens read and written; NaN where the price is unknown"
     read, written = price or (math.nan, math.nan)
     return (read * prompt_tokens + written * completion_tokens) / 1e6

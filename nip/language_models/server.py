@@ -13,10 +13,14 @@ import secrets
 import sys
 import threading
 import time
-import torch
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+
 from .. import __version__
 from ..core.files import atomic_write, cache_dir
 from ..core.registry import nearest
@@ -27,8 +31,6 @@ from .local import TransformersModel, local_model, split_name
 from .local_fine_tuning import LocalFineTuner, stop_processes
 from ..parameters.settings import ExperimentSettings
 from ..parameters.validation import ParameterError
-from pathlib import Path
-from typing import Annotated, Any, Literal
 
 try:
     import uvicorn
@@ -41,11 +43,12 @@ except ImportError as error:
     raise ParameterError("serve", error.name, "is a missing package: pip install nip[serve]") from None
 
 # %% auto #0
-__all__ = ['routes', 'Server', 'Paging', 'HYPER', 'Pending', 'Batcher', 'Body', 'joined_text', 'Message', 'ChatBody', 'nth_seed',
-           'logprobs_json', 'completion_json', 'stream_lines', 'ApiError', 'validation_error', 'error_response',
-           'ModelServer', 'server_of', 'Page', 'model_json', 'list_models', 'get_model', 'create_completion',
-           'create_file', 'list_files', 'get_file', 'get_content', 'delete_file', 'JobBody', 'json_lines', 'hyper_json',
-           'create_job', 'list_jobs', 'get_job', 'cancel_job', 'list_events', 'make_app', 'serve']
+__all__ = ['REASONS', 'routes', 'Server', 'Paging', 'HYPER', 'Pending', 'Batcher', 'Body', 'joined_text', 'Message', 'ChatBody',
+           'nth_seed', 'logprobs_json', 'completion_json', 'stream_lines', 'ApiError', 'validation_error',
+           'error_response', 'ModelServer', 'server_of', 'Page', 'model_json', 'list_models', 'get_model',
+           'create_completion', 'create_file', 'list_files', 'get_file', 'get_content', 'delete_file', 'JobBody',
+           'json_lines', 'hyper_json', 'create_job', 'list_jobs', 'get_job', 'cancel_job', 'list_events', 'make_app',
+           'serve']
 
 # %% ../../nbs/40_language_models/07_server.ipynb #s005
 @dataclass
@@ -62,9 +65,8 @@ class Batcher:
 
     def __init__(
         self,
-        answer: Callable[
-            [str, list[ChatRequest]], list[ChatReply]
-        ],  # Called with a model's name and requests
+        # Called with a model's name and requests
+        answer: Callable[[str, list[ChatRequest]], list[ChatReply]],
         window: float = 0.01,  # Seconds for which the first request waits for others
     ):
         self.answer = answer
@@ -146,10 +148,8 @@ class ChatBody(Body):
     def requests(self) -> list[ChatRequest]:
         "A request for each reply"
         sampling = Sampling(
-            temperature=self.temperature,
-            top_p=self.top_p,
+            **self.model_dump(include={"temperature", "top_p", "repetition_penalty"}),
             max_tokens=self.max_completion_tokens or self.max_tokens,
-            repetition_penalty=self.repetition_penalty,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             top_logprobs=max(self.top_logprobs or 0, 1) if self.logprobs else 0,
         )
@@ -201,14 +201,11 @@ def stream_lines(completion: dict[str, Any]) -> Iterable[str]:
     head = {key: completion[key] for key in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
     chunks = []
     for choice in completion["choices"]:
-        place = {"index": choice["index"]}
-        chunks.append(
-            [place | {"delta": choice["message"], "logprobs": choice["logprobs"], "finish_reason": None}]
-        )
-        chunks.append([place | {"delta": {}, "finish_reason": choice["finish_reason"]}])
-    for chunk in chunks:
-        yield f"data: {json.dumps(head | {'choices': chunk})}\n\n"
-    yield f"data: {json.dumps(head | {'choices': [], 'usage': completion['usage']})}\n\n"
+        text = {"delta": choice["message"], "logprobs": choice["logprobs"], "finish_reason": None}
+        end = {"delta": {}, "finish_reason": choice["finish_reason"]}
+        chunks += [{"choices": [{"index": choice["index"]} | part]} for part in (text, end)]
+    for chunk in [*chunks, {"choices": [], "usage": completion["usage"]}]:
+        yield f"data: {json.dumps(head | chunk)}\n\n"
     yield "data: [DONE]\n\n"
 
 # %% ../../nbs/40_language_models/07_server.ipynb #s016
@@ -222,11 +219,18 @@ class ApiError(Exception):
         self.json = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+REASONS = {  # By pydantic's types of errors, in the words of `nip`
+    "missing": "is required", "too_short": "must not be empty", "less_than_equal": "must be <= {le:g}",
+    "greater_than_equal": "must be >= {ge:g}", "greater_than": "must be > {gt:g}",
+}  # fmt: skip
+
+
 def validation_error(error: RequestValidationError) -> ParameterError:
     "The first thing that FastAPI found wrong with a request"
     first = error.errors()[0]
+    reason = REASONS.get(first["type"], "{msg}").format(**first | first.get("ctx", {}))
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"][1:])
-    return ParameterError(path.removeprefix(".") or "body", first["input"], first["msg"])
+    return ParameterError(path.removeprefix(".") or "body", first["input"], reason)
 
 
 def error_response(request: Request, error: Exception) -> JSONResponse:
@@ -286,12 +290,18 @@ class ModelServer:
         found = [json.loads(path.read_text()) for path in self.folder.glob(pattern)]
         return sorted(found, key=lambda record: (record["created_at"], record["id"]), reverse=True)
 
+    def find(self, pattern: str, record_id: str, error: ApiError) -> dict[str, Any]:
+        "The record of that id; raises `error` where there is none"
+        for record in self.records(pattern):
+            if record["id"] == record_id:
+                return record
+        raise error
+
     def file(self, file_id: str) -> dict[str, Any]:
         "The record of a file; raises `ApiError`"
-        for record in self.records("files/*.json"):
-            if record["id"] == file_id:
-                return record
-        raise ApiError(404, f"No such File object: {file_id}", param="id")
+        return self.find(
+            "files/*.json", file_id, ApiError(404, f"No such File object: {file_id}", param="id")
+        )
 
     def path(self, file_id: str) -> Path:
         "Where the content of a file is; raises `ApiError`"
@@ -299,12 +309,9 @@ class ModelServer:
 
     def job(self, job_id: str) -> dict[str, Any]:
         "The record of a job; raises `ApiError`"
-        for record in self.records("jobs/*/request.json"):
-            if record["id"] == job_id:
-                return record
-        raise ApiError(
-            404, f"Could not find fine tune: {job_id}", "fine_tune_not_found", "fine_tuning_job_id"
-        )
+        why = f"Could not find fine tune: {job_id}"
+        error = ApiError(404, why, "fine_tune_not_found", "fine_tuning_job_id")
+        return self.find("jobs/*/request.json", job_id, error)
 
     def jobs(self) -> list[dict[str, Any]]:
         "All jobs with their status, newest first"
@@ -437,12 +444,10 @@ def delete_file(file_id: str, server: Server):
     return {"id": file_id, "object": "file", "deleted": True}
 
 # %% ../../nbs/40_language_models/07_server.ipynb #s027
-HYPER = {
-    "n_epochs": "num_epochs",
-    "batch_size": "batch_size",
-    "learning_rate_multiplier": "learning_rate_multiplier",
-    "beta": "dpo_beta",
-}
+HYPER = {  # OpenAI's names of hyper-parameters, and ours
+    "n_epochs": "num_epochs", "batch_size": "batch_size",
+    "learning_rate_multiplier": "learning_rate_multiplier", "beta": "dpo_beta",
+}  # fmt: skip
 
 
 class JobBody(Body):
@@ -450,9 +455,8 @@ class JobBody(Body):
 
     model: str  # Name of the model to fine-tune
     training_file: str  # Id of a file of lines
-    method: dict[str, Any] | None = (
-        None  # `type` ("supervised" or "dpo"), and under that name `hyperparameters`
-    )
+    # `type` ("supervised" or "dpo"), and under that name `hyperparameters`
+    method: dict[str, Any] | None = None
     hyperparameters: dict[str, Any] | None = None  # The older place of those of supervised jobs
     suffix: str | None = None  # Goes into the new model's name
     seed: int | None = None
@@ -460,14 +464,14 @@ class JobBody(Body):
 
     def job(self, server: ModelServer) -> FineTuningJob:
         "The job; raises `ApiError` or `ParameterError` where it cannot be done"
-        supervised = {"type": "supervised", "supervised": {"hyperparameters": self.hyperparameters}}
-        method = self.method or supervised
-        kind = method.get("type")
-        chosen = (method.get(kind) or {}).get("hyperparameters") or {}
-        known = {
-            ours: chosen[theirs] for theirs, ours in HYPER.items() if chosen.get(theirs) not in (None, "auto")
+        method = self.method or {
+            "type": "supervised",
+            "supervised": {"hyperparameters": self.hyperparameters},
         }
-        parameters = replace(server.parameters, **known)
+        kind = method.get("type")
+        given = (method.get(kind) or {}).get("hyperparameters") or {}
+        chosen = {HYPER[k]: value for k, value in given.items() if k in HYPER and value not in ("auto", None)}
+        parameters = replace(server.parameters, **chosen)
         name = server.local_name(self.model)
         lines = json_lines(server.path(self.training_file).read_bytes())
         check_lines(lines, kind)
@@ -541,15 +545,11 @@ def list_events(job_id: str, page: Paging, server: Server):
     return page.of(events[::-1])
 
 # %% ../../nbs/40_language_models/07_server.ipynb #s030
-def make_app(
-    server: ModelServer,
-    api_key: str | None = None,  # Key that clients must send; None: none
-) -> FastAPI:
-    "The FastAPI application"
+def make_app(server: ModelServer, api_key: str | None = None) -> FastAPI:
+    "The FastAPI application; if there is an `api_key`, clients must send it"
     errors = (ApiError, ParameterError, RequestValidationError, HTTPException, Exception)
-    app = FastAPI(
-        title="nip serve", version=__version__, exception_handlers=dict.fromkeys(errors, error_response)
-    )
+    handlers = dict.fromkeys(errors, error_response)
+    app = FastAPI(title="nip serve", version=__version__, exception_handlers=handlers)
     app.state.server = server
     app.include_router(routes)
 
