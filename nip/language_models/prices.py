@@ -7,51 +7,36 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import suppress
 
 # %% auto #0
-__all__ = ['PRICES', 'own_price', 'price_of', 'cost']
+__all__ = ['PRICES', 'price_of', 'cost']
 
 # %% ../../nbs/40_language_models/01_prices.ipynb #c005
-# By a model's name: US dollars per million tokens read, and written; these entries precede the library's
-PRICES: dict[str, tuple[float, float]] = {
+PRICES: dict[str, tuple[float, float]] = {  # US dollars per million tokens read, and written; before the library's
     "ft:gpt-4.1": (3.0, 12.0), "ft:gpt-4.1-mini": (0.8, 3.2), "ft:gpt-4.1-nano": (0.2, 0.8), "ft:gpt-4o": (3.75, 15.0),
     "ft:gpt-4o-mini": (0.3, 1.2),
 }  # fmt: skip
 
 
-def own_price(name: str) -> tuple[float, float] | None:
-    "The entry of `PRICES` for a model, or for what it is a dated, fine-tuned or prefixed version of"
-    prefix = "ft:" if name.startswith("ft:") else ""
-    base = name.split(":")[1] if prefix else name.rpartition("/")[2]
-    undated = re.sub(r"-\d{4}-\d{2}-\d{2}$", "", base)
-    return PRICES.get(name) or PRICES.get(prefix + base) or PRICES.get(prefix + undated)
-
-
-def price_of(
-    name: str,  # Of the model, with or without a date, the vendor's prefix, or what is tuned on it
-    provider: str = "OpenAI",  # Who serves it; where the provider has no such model, its vendor counts
-) -> tuple[float, float] | None:  # US dollars per million tokens read, and written; None: unknown
-    "The price of a model: yours in `PRICES`, or else the list price that `genai_prices` knows"
+def price_of(name: str, provider: str = "OpenAI") -> tuple[float, float] | None:
+    "US dollars per million tokens that a provider's model reads, and writes, whatever its date or what is tuned on it; None: unknown"
     from genai_prices import Usage, calc_price
 
-    if price := own_price(name):
-        return price
-    thousand = Usage(input_tokens=1000, output_tokens=1000)  # below the tiers of long prompts
     vendor, _, model = name.rpartition("/")
+    model = ":".join(model.split(":")[:2]) if name.startswith("ft:") else model
+    for entry in (name, model, re.sub(r"-\d{4}-\d{2}-\d{2}$", "", model)):
+        if entry in PRICES:
+            return PRICES[entry]
+    thousand = Usage(input_tokens=1000, output_tokens=1000)  # long prompts may cost more
     for seller, sold in ((provider, name), (vendor or "openai", model)):
-        try:
+        with suppress(LookupError):
             found = calc_price(thousand, sold, provider_id=seller.lower())
-        except LookupError:
-            continue
-        return float(1000 * found.input_price), float(1000 * found.output_price)
+            return float(1000 * found.input_price), float(1000 * found.output_price)
     return None
 
 
-def cost(
-    price: tuple[float, float] | None,  # US dollars per million tokens read, and written
-    prompt_tokens: float,
-    completion_tokens: float,
-) -> float:
-    "US dollars for tokens read and written; NaN where the price is unknown"
+def cost(price: tuple[float, float] | None, prompt_tokens: float, completion_tokens: float) -> float:
+    "US dollars for tokens read and written, at a price per million of each; NaN where the price is unknown"
     read, written = price or (math.nan, math.nan)
     return (read * prompt_tokens + written * completion_tokens) / 1e6

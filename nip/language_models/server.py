@@ -299,9 +299,8 @@ class ModelServer:
 
     def file(self, file_id: str) -> dict[str, Any]:
         "The record of a file; raises `ApiError`"
-        return self.find(
-            "files/*.json", file_id, ApiError(404, f"No such File object: {file_id}", param="id")
-        )
+        error = ApiError(404, f"No such File object: {file_id}", param="id")
+        return self.find("files/*.json", file_id, error)
 
     def path(self, file_id: str) -> Path:
         "Where the content of a file is; raises `ApiError`"
@@ -464,12 +463,8 @@ class JobBody(Body):
 
     def job(self, server: ModelServer) -> FineTuningJob:
         "The job; raises `ApiError` or `ParameterError` where it cannot be done"
-        method = self.method or {
-            "type": "supervised",
-            "supervised": {"hyperparameters": self.hyperparameters},
-        }
-        kind = method.get("type")
-        given = (method.get(kind) or {}).get("hyperparameters") or {}
+        kind = (self.method or {"type": "supervised"}).get("type")
+        given = ((self.method or {}).get(kind) or {}).get("hyperparameters") or self.hyperparameters or {}
         chosen = {HYPER[k]: value for k, value in given.items() if k in HYPER and value not in ("auto", None)}
         parameters = replace(server.parameters, **chosen)
         name = server.local_name(self.model)
