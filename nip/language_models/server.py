@@ -26,7 +26,7 @@ from ..core.files import atomic_write, cache_dir
 from ..core.registry import nearest
 from ..core.seeds import derive_seed
 from .chat import ChatReply, ChatRequest, Sampling
-from .fine_tuning import FineTuningJob, FineTuningParameters, check_lines
+from .fine_tuning import OPENAI_HYPER, FineTuningJob, FineTuningParameters, check_lines
 from .local import TransformersModel, local_model, split_name
 from .local_fine_tuning import LocalFineTuner, stop_processes
 from ..parameters.settings import ExperimentSettings
@@ -43,7 +43,7 @@ except ImportError as error:
     raise ParameterError("serve", error.name, "is a missing package: pip install nip[serve]") from None
 
 # %% auto #0
-__all__ = ['REASONS', 'routes', 'Server', 'Paging', 'HYPER', 'Pending', 'Batcher', 'Body', 'joined_text', 'Message', 'ChatBody',
+__all__ = ['REASONS', 'routes', 'Server', 'Paging', 'Pending', 'Batcher', 'Body', 'joined_text', 'Message', 'ChatBody',
            'nth_seed', 'logprobs_json', 'completion_json', 'stream_lines', 'ApiError', 'validation_error',
            'error_response', 'ModelServer', 'server_of', 'Page', 'model_json', 'list_models', 'get_model',
            'create_completion', 'create_file', 'list_files', 'get_file', 'get_content', 'delete_file', 'JobBody',
@@ -443,12 +443,6 @@ def delete_file(file_id: str, server: Server):
     return {"id": file_id, "object": "file", "deleted": True}
 
 # %% ../../nbs/40_language_models/07_server.ipynb #s027
-HYPER = {  # OpenAI's names of hyper-parameters, and ours
-    "n_epochs": "num_epochs", "batch_size": "batch_size",
-    "learning_rate_multiplier": "learning_rate_multiplier", "beta": "dpo_beta",
-}  # fmt: skip
-
-
 class JobBody(Body):
     "The body of a request for a fine-tuning job"
 
@@ -465,7 +459,8 @@ class JobBody(Body):
         "The job; raises `ApiError` or `ParameterError` where it cannot be done"
         kind = (self.method or {"type": "supervised"}).get("type")
         given = ((self.method or {}).get(kind) or {}).get("hyperparameters") or self.hyperparameters or {}
-        chosen = {HYPER[k]: value for k, value in given.items() if k in HYPER and value not in ("auto", None)}
+        known = {name: value for name, value in given.items() if value not in ("auto", None)}
+        chosen = {ours: known[theirs] for theirs, ours in OPENAI_HYPER.items() if theirs in known}
         parameters = replace(server.parameters, **chosen)
         name = server.local_name(self.model)
         lines = json_lines(server.path(self.training_file).read_bytes())
@@ -488,7 +483,7 @@ def json_lines(data: bytes) -> tuple[dict, ...]:
 
 def hyper_json(parameters: FineTuningParameters) -> dict[str, Any]:
     "Parameters under OpenAI's names"
-    values = {theirs: getattr(parameters, ours) for theirs, ours in HYPER.items() if theirs != "beta"}
+    values = {theirs: getattr(parameters, ours) for theirs, ours in OPENAI_HYPER.items() if theirs != "beta"}
     return {name: "auto" if value is None else value for name, value in values.items()}
 
 # %% ../../nbs/40_language_models/07_server.ipynb #s028
