@@ -31,7 +31,7 @@ from nip.language_models.budget import Chat, Ledger, SpendingLimitReached, build
 
 SECRET = "sk-very-secret-0123456789"
 REFUSED = {"400": "change the request", "401": "check the key in VLLM_API_KEY", "403": "may not use this model",
-           "404": "check model_name and the address", "429 quota": "quota is used up", "429 long": "go on another day"}  # fmt: skip
+           "404": "check model_name and the address", "429 quota": "quota is used up", "429 long": "resume on another day"}  # fmt: skip
 PASSING = [name for name in FAULTS if name not in REFUSED]
 QUICK = Backoff(0.001, 0.01)
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -103,7 +103,7 @@ def test_refused_is_not_asked_again_and_says_what_to_do(server, fault, tmp_path,
 def test_budget(server, fault, budget, tmp_path):
     chat = Chat(model_at(server, timeout=0.1, **{budget: 2}), store=tmp_path / "r.jsonl")
     with pytest.raises(
-        ServerFailed, match=f"after 3 attempts; is {server.url} well\\? so often it may fail: {budget}"
+        ServerFailed, match=rf"gave up after 3 attempts \(limit {budget}=2\); is {server.url} reachable\?"
     ):
         chat.answer_all([ask("a"), ask(f"fail: {fault}...; b"), ask("c")])
     assert server.times[f"fail: {fault}...; b"] == 3

@@ -160,7 +160,7 @@ def test_going_on_from_a_fine_tuned_model(tuner, adapters):
 
 
 def test_many_adapters_give_way(tuner, monkeypatch):
-    monkeypatch.setattr("nip.local_models.RESIDENT", 2)
+    monkeypatch.setattr("nip.language_models.local.RESIDENT", 2)
     models = [
         trained(tuner, "tiny", imitations(10, seed), "supervised", "", seed, quick()) for seed in range(3)
     ]

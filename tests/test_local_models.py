@@ -48,7 +48,7 @@ def test_greedy_replies_are_those_of_transformers(tiny, penalty):
 def test_logprobs_are_those_of_a_forward_pass(tiny):
     requests = [ask(text, seed=seed, top_logprobs=3, max_tokens=16) for seed, text in enumerate(TEXTS)]
     for request, reply in zip(requests, tiny.answer_all(requests)):
-        (line,) = tiny.lines([request], 16)
+        (line,) = tiny.drafts([request], 16)
         written = tiny.tokenizer(reply.text)["input_ids"]
         if tiny.tokenizer.decode(written) != "".join(word["token"] for word in reply.logprobs):
             continue  # bytes that are no text
@@ -123,7 +123,7 @@ def test_the_name_of_a_model_that_is_not_there():
 
 def test_users_with_names_are_told_apart(tiny):
     said = [{"role": "user", "name": name, "content": "Yes."} for name in ("Expert_1", "Expert_2")]
-    lines = tiny.lines([ChatRequest((message,)) for message in said], 1)
+    lines = tiny.drafts([ChatRequest((message,)) for message in said], 1)
     assert "Expert_2: Yes." in tiny.tokenizer.decode(lines[1].prompt)
     assert lines[0].prompt != lines[1].prompt
 

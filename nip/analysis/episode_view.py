@@ -17,7 +17,7 @@ from ..parameters.settings import ExperimentSettings
 from ..parameters.validation import ParameterError
 from ..protocols.handler import NO_DECISION, ProtocolHandler, build_protocol_handler
 from ..protocols.messages import MessageSpace
-from ..scenarios.build import build_datasets, build_message_spaces
+from ..scenarios.build import build_datasets, message_spaces
 from ..scenarios.scenario import Scenario
 from ..scenarios.text import TextScenario
 from tensordict import TensorDictBase
@@ -42,7 +42,7 @@ class Rules:
         protocol = build_protocol_handler(hyper_params)
         if isinstance(scenario, TextScenario):
             return cls(protocol, scenario)
-        return cls(protocol, scenario, tuple(build_message_spaces(scenario, build_datasets(scenario))))
+        return cls(protocol, scenario, tuple(message_spaces(scenario, *build_datasets(scenario))))
 
     @classmethod
     def of_instance(cls, instance) -> Rules:  # A `ScenarioInstance`

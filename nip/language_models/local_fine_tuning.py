@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import numpy as np
 import os
 import random
 import re
@@ -15,9 +14,14 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from importlib.util import find_spec
+
 from ..core.files import JsonLines, atomic_write, whole_folder
 from nip.language_models.fine_tuning import (
     FineTuner,
@@ -30,8 +34,6 @@ from nip.language_models.fine_tuning import (
 from .local import adapter_folder, jobs_dir, model_path, plain_messages, quiet, split_name
 from ..parameters.settings import ExperimentSettings
 from ..parameters.validation import ParameterError
-from pathlib import Path
-from typing import Any
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'local_parameters', 'training_rows', 'model_to_train', 'trainer_of', 'train_job', 'run_job', 'outcome_of',

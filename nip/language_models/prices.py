@@ -7,29 +7,36 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import suppress
 
 # %% auto #0
 __all__ = ['PRICES', 'price_of', 'cost']
 
 # %% ../../nbs/40_language_models/01_prices.ipynb #c005
-PRICES: dict[str, tuple[float, float]] = {  # US dollars per million tokens read, and written
-    "gpt-5.4": (2.5, 15.0), "gpt-5.1": (1.25, 10.0), "gpt-5": (1.25, 10.0), "gpt-5-mini": (0.25, 2.0), "gpt-5-nano": (0.05, 0.4),
-    "gpt-4.1": (2.0, 8.0), "gpt-4.1-mini": (0.4, 1.6), "gpt-4.1-nano": (0.1, 0.4), "gpt-4o": (2.5, 10.0), "gpt-4o-mini": (0.15, 0.6),
-    "o3": (2.0, 8.0), "o3-mini": (1.1, 4.4), "o4-mini": (1.1, 4.4), "ft:gpt-4.1": (3.0, 12.0), "ft:gpt-4.1-mini": (0.8, 3.2),
-    "ft:gpt-4.1-nano": (0.2, 0.8), "ft:gpt-4o": (3.75, 15.0), "ft:gpt-4o-mini": (0.3, 1.2),
+PRICES: dict[str, tuple[float, float]] = {  # US dollars per million tokens read, and written; before the library's
+    "ft:gpt-4.1": (3.0, 12.0), "ft:gpt-4.1-mini": (0.8, 3.2), "ft:gpt-4.1-nano": (0.2, 0.8), "ft:gpt-4o": (3.75, 15.0),
+    "ft:gpt-4o-mini": (0.3, 1.2),
 }  # fmt: skip
 
 
-def price_of(name: str) -> tuple[float, float] | None:
-    "The price of a model, whatever its date, its vendor's prefix or what is tuned on it; None if it is not known"
-    tuned = name.startswith("ft:")
-    base = name.split(":")[1] if tuned else name.rpartition("/")[2]
-    undated = re.sub(r"-\d{4}-\d{2}-\d{2}$", "", base)
-    known = [PRICES.get(n) for n in (name, *(("ft:" * tuned) + n for n in (base, undated)))]
-    return next((price for price in known if price), None)
+def price_of(name: str, provider: str = "OpenAI") -> tuple[float, float] | None:
+    "US dollars per million tokens that a provider's model reads, and writes, whatever its date or what is tuned on it; None: unknown"
+    from genai_prices import Usage, calc_price
+
+    vendor, _, model = name.rpartition("/")
+    model = ":".join(model.split(":")[:2]) if name.startswith("ft:") else model
+    for entry in (name, model, re.sub(r"-\d{4}-\d{2}-\d{2}$", "", model)):
+        if entry in PRICES:
+            return PRICES[entry]
+    thousand = Usage(input_tokens=1000, output_tokens=1000)  # long prompts may cost more
+    for seller, sold in ((provider, name), (vendor or "openai", model)):
+        with suppress(LookupError):
+            found = calc_price(thousand, sold, provider_id=seller.lower())
+            return float(1000 * found.input_price), float(1000 * found.output_price)
+    return None
 
 
 def cost(price: tuple[float, float] | None, prompt_tokens: float, completion_tokens: float) -> float:
-    "US dollars for tokens read and written; NaN where the price is not known"
+    "US dollars for tokens read and written, at a price per million of each; NaN where the price is unknown"
     read, written = price or (math.nan, math.nan)
     return (read * prompt_tokens + written * completion_tokens) / 1e6
