@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
 
-from typer import Argument, Context, Exit, Option, Typer
+from typer import Argument, Context, Exit, Option, Typer, TyperException
 from typer.core import TyperCommand, TyperGroup
 
 from . import __version__
@@ -512,5 +512,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if traceback or not is_user_error(error):
             raise
-        print(f"nip: {' '.join(str(error).split())}", file=sys.stderr)
+        message = error.format_message() if isinstance(error, TyperException) else str(error)
+        if message:  # a command without its command has printed its help
+            print(f"nip: {' '.join(message.split())}", file=sys.stderr)
         return 2
