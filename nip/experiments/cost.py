@@ -9,6 +9,9 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
+
+from fastcore.xml import Code, P, to_xml
+
 from ..agents.prompts import Speaker, human_names
 from ..core.display import html_table
 from ..data.dataset import Dataset
@@ -22,27 +25,28 @@ from ..scenarios.build import build_datasets
 from ..scenarios.text import TextScenario
 
 # %% auto #0
-__all__ = ['CHARACTERS_PER_TOKEN', 'TOKENS_PER_WORD', 'stand_in', 'staged', 'prompts_of', 'texts_of', 'episode_counts',
-           'turns_taken', 'AgentPrice', 'Price', 'sizes', 'rates', 'price_of_agent', 'price']
+__all__ = ['CHARACTERS_PER_TOKEN', 'TOKENS_PER_WORD', 'placeholder', 'expected_transcript', 'prompts_of', 'texts_of',
+           'episode_counts', 'turns_taken', 'dollar_text', 'AgentPrice', 'Price', 'prompt_tokens', 'rates',
+           'price_of_agent', 'price']
 
 # %% ../../nbs/93_experiments/09_cost.ipynb #c005
-def stand_in(protocol: ProtocolHandler, turn: Turn) -> str:
+def placeholder(protocol: ProtocolHandler, turn: Turn) -> str:
     "In place of a message: whose it will be"
     return f"[what {human_names(protocol)[turn.agent]} writes in round {turn.round}]"
 
 
-def staged(
+def expected_transcript(
     protocol: ProtocolHandler,
-    rounds: int,  # That have been played
+    rounds: int,  # That are over
     seed: int = 0,  # Of the episode
-    text: Callable[[ProtocolHandler, Turn], str] = stand_in,  # What is said
+    text: Callable[[ProtocolHandler, Turn], str] = placeholder,  # The text of a message
 ) -> Transcript:
-    "What will have been said"
-    said = (
-        protocol.active[seed % protocol.num_variants, :rounds].nonzero().tolist()
-    )  # [round, agent, channel]
-    empty = [Turn(r, protocol.agent_names[a], protocol.message_channel_names[c], "") for r, a, c in said]
-    return Transcript(tuple(turn._replace(text=text(protocol, turn)) for turn in empty))
+    "The messages of the first rounds of an episode"
+    turns = []
+    for r, a, c in protocol.active[seed % protocol.num_variants, :rounds].nonzero().tolist():
+        empty = Turn(r, protocol.agent_names[a], protocol.message_channel_names[c], "")
+        turns.append(empty._replace(text=text(protocol, empty)))
+    return Transcript(tuple(turns))
 
 # %% ../../nbs/93_experiments/09_cost.ipynb #c007
 def prompts_of(
@@ -50,17 +54,16 @@ def prompts_of(
     instance: Mapping[str, str],
     seed: int = 0,  # Of the episode
     stance: int = 1,  # 0: provers argue for the opposite of their usual verdicts
-    text: Callable[[ProtocolHandler, Turn], str] = stand_in,
+    text: Callable[[ProtocolHandler, Turn], str] = placeholder,  # The text of a message
 ) -> dict[int, list[dict[str, str]]]:
-    "Round → what the model is sent, for every round in which its agent speaks"
+    "Round → what the model is sent, for every round in which its agent is active"
     p = speaker.protocol
-    a = p.agent_names.index(speaker.agent)
+    sees = {channel for agent, channel in p.agent_channel_visibility if agent == speaker.agent}
+    active = p.active[seed % p.num_variants, :, p.agent_names.index(speaker.agent)].any(-1)  # [round]
     found = {}
-    sees = {c for agent, c in p.agent_channel_visibility if agent == speaker.agent}
-    for r in range(p.max_message_rounds):
-        if p.active[seed % p.num_variants, r, a].any():
-            heard = staged(p, r, seed, text).heard_in(sees)
-            found[r] = speaker.messages(instance, heard, r, seed, stance)
+    for r in active[: p.max_message_rounds].nonzero().flatten().tolist():
+        observed = expected_transcript(p, r, seed, text).heard_in(sees)
+        found[r] = speaker.messages(instance, observed, r, seed, stance)
     return found
 
 
@@ -71,26 +74,29 @@ def texts_of(scenario: TextScenario, dataset: Dataset, number: int) -> dict[str,
 
 # %% ../../nbs/93_experiments/09_cost.ipynb #c010
 def episode_counts(hyper_params: HyperParameters, num_train: int, num_test: int) -> tuple[int, int]:
-    "How many games will be played in training and in tests"
+    "How many episodes will be played in training, and in tests"
     hp = hyper_params
-    rl = hyper_params.rl
+    rl = hp.rl
     per_iteration = rl.rollouts_per_iteration or num_train
     per_test = num_test * rl.num_test_iterations if hp.text_rl.test_on_whole_dataset else per_iteration
+    if hp.base_run.base_run_type == "rerun_tests":
+        return 0, (rl.num_iterations + 1) * per_test
     tests = {"none": 0, "last": 1, "first_and_last": 2, "all": rl.num_iterations + 1}[hp.text_rl.test_scheme]
-    reruns = hp.base_run.base_run_type == "rerun_tests"
-    return (0 if reruns else rl.num_iterations * per_iteration), (
-        rl.num_iterations + 1 if reruns else tests
-    ) * per_test
+    return rl.num_iterations * per_iteration, tests * per_test
 
 
 def turns_taken(hyper_params: HyperParameters, round: int) -> int:
-    "How often a turn of `round` is taken in a game of training"
-    branching = trainers[hyper_params.trainer].branching(hyper_params)
-    return branching ** (round + 1)
+    "How often a turn of `round` is taken in an episode of training"
+    return trainers[hyper_params.trainer].branching(hyper_params) ** (round + 1)
 
 # %% ../../nbs/93_experiments/09_cost.ipynb #c013
 CHARACTERS_PER_TOKEN = 4
 TOKENS_PER_WORD = 4 / 3
+
+
+def dollar_text(dollars: float) -> str:
+    "US dollars to be read; NaN is unknown"
+    return "unknown" if math.isnan(dollars) else f"{dollars:,.2f}"
 
 
 @dataclass
@@ -102,16 +108,16 @@ class AgentPrice:
     calls: int
     read: float  # Tokens, of all calls
     written: float  # Tokens, of all calls
-    dollars: float  # NaN: nobody knows
+    dollars: float  # NaN: not known
 
-# %% ../../nbs/93_experiments/09_cost.ipynb #c014
+
 @dataclass
 class Price:
     "What a run will cost, at most"
 
     agents: list[AgentPrice]
-    training_games: int
-    test_games: int
+    training_episodes: int
+    test_episodes: int
 
     @property
     def dollars(self) -> float:
@@ -120,12 +126,10 @@ class Price:
 
     @property
     def calls(self) -> int:
+        "Requests to models"
         return sum(a.calls for a in self.agents)
 
     def _repr_html_(self) -> str:
-        def money(d):
-            return "unknown" if math.isnan(d) else f"{d:,.2f}"
-
         rows = [
             [
                 escape(a.agent),
@@ -133,58 +137,60 @@ class Price:
                 f"{a.calls:,}",
                 f"{a.read:,.0f}",
                 f"{a.written:,.0f}",
-                money(a.dollars),
+                dollar_text(a.dollars),
             ]
             for a in self.agents
         ]
-        total = ["<b>all</b>", "", f"{self.calls:,}", "", "", f"<b>{money(self.dollars)}</b>"]
-        games = f"at most, for {self.training_games:,} games of training and {self.test_games:,} of tests"
-        unknown = (
-            ""
-            if not math.isnan(self.dollars)
-            else " Prices are set in <code>nip.language_models.prices.PRICES</code>."
-        )
-        note = f"Replies are taken to be as long as they may be; fine-tuning itself is not counted.{unknown}"
-        table = html_table(
-            ["agent", "model", "calls", "tokens read", "tokens written", "US dollars"], [*rows, total], games
-        )
-        return f"{table}<p class='nip-quiet'>{note}</p>"
+        rows.append(["<b>all</b>", "", f"{self.calls:,}", "", "", f"<b>{dollar_text(self.dollars)}</b>"])
+        caption = f"at most, for {self.training_episodes:,} episodes of training and {self.test_episodes:,} of tests"
+        header = ["agent", "model", "calls", "tokens read", "tokens written", "US dollars"]
+        note = ["Replies are taken to be as long as they may be; fine-tuning itself is not counted."]
+        if math.isnan(self.dollars):
+            note += [" Prices are set in ", Code("nip.language_models.prices.PRICES"), "."]
+        return html_table(header, rows, caption) + to_xml(P(*note, cls="nip-quiet"))
 
     def __repr__(self) -> str:
-        return f"Price({self.calls:,} calls, {'unknown' if math.isnan(self.dollars) else f'${self.dollars:,.2f}'} at most)"
+        return f"Price({self.calls:,} calls, {dollar_text(self.dollars)} US dollars at most)"
 
-# %% ../../nbs/93_experiments/09_cost.ipynb #c015
-def sizes(scenario: TextScenario, speaker: Speaker, instances: list[Mapping[str, str]]) -> dict[int, float]:
-    "Round → tokens of the prompt, on average over instances, when all have said as much as they may"
+# %% ../../nbs/93_experiments/09_cost.ipynb #c014
+def prompt_tokens(
+    scenario: TextScenario, speaker: Speaker, instances: list[Mapping[str, str]]
+) -> dict[int, float]:
+    "Round → tokens of the prompt, on average over instances, when all agents write as much as they may"
 
-    def words(agent):
-        return getattr(scenario.hyper_params.agents[agent], "max_response_words", 0)
+    def longest(protocol: ProtocolHandler, turn: Turn) -> str:
+        return "word " * getattr(scenario.hyper_params.agents[turn.agent], "max_response_words", 0)
 
-    def say(protocol, turn):
-        return "word " * words(turn.agent)
-
-    told = [prompts_of(speaker, i, text=say) for i in instances]
-
-    def count(messages):
-        return sum(len(m["content"]) for m in messages) / CHARACTERS_PER_TOKEN
-
-    return {r: sum(count(t[r]) for t in told) / len(told) for r in told[0]}
+    tokens = {}
+    for instance in instances:
+        for r, messages in prompts_of(speaker, instance, text=longest).items():
+            characters = sum(len(message["content"]) for message in messages)
+            tokens[r] = tokens.get(r, 0) + characters / CHARACTERS_PER_TOKEN / len(instances)
+    return tokens
 
 
 def rates(params, is_tuned: bool) -> tuple[float, float] | None:
     "US dollars per million tokens read, and written, of the model of an agent, perhaps after fine-tuning; None: unknown"
     price = chat_model(params.model_provider, params.model_name).price
-    return (price_of(f"ft:{params.model_name}") or price) if is_tuned and any(price or (1,)) else price
+    is_free = price is not None and not any(price)
+    return price if is_free or not is_tuned else price_of(f"ft:{params.model_name}") or price
 
-# %% ../../nbs/93_experiments/09_cost.ipynb #c017
-def price_of_agent(scenario, protocol, agent: str, instances, games: tuple[int, int]) -> AgentPrice:
-    "What `agent` will cost"
+# %% ../../nbs/93_experiments/09_cost.ipynb #c016
+def price_of_agent(
+    scenario: TextScenario,
+    protocol: ProtocolHandler,
+    agent: str,
+    instances: list[Mapping[str, str]],  # Whose prompts are built
+    training_episodes: int,
+    test_episodes: int,
+) -> AgentPrice:
+    "What `agent` will cost, at most"
     hp = scenario.hyper_params
-    params = scenario.hyper_params.agents[agent]
-    prompts = sizes(scenario, scenario.speaker(protocol, agent), instances)
-    taken = {r: games[0] * turns_taken(hp, r) + games[1] for r in prompts}
+    params = hp.agents[agent]
+    tokens = prompt_tokens(scenario, scenario.speaker(protocol, agent), instances)
+    taken = {r: training_episodes * turns_taken(hp, r) + test_episodes for r in tokens}
     calls = sum(taken.values())
-    read = sum(n * prompts[r] for r, n in taken.items())
+    read = sum(n * tokens[r] for r, n in taken.items())
     written = calls * TOKENS_PER_WORD * getattr(params, "max_response_words", 0)
     if params.is_random or params.use_dummy_api:
         return AgentPrice(agent, "none: replies are made up", calls, read, written, 0.0)
@@ -192,7 +198,7 @@ def price_of_agent(scenario, protocol, agent: str, instances, games: tuple[int, 
     dollars = cost(rates(params, is_tuned), read, written)
     return AgentPrice(agent, f"{params.model_name} of {params.model_provider}", calls, read, written, dollars)
 
-# %% ../../nbs/93_experiments/09_cost.ipynb #c018
+
 def price(
     hyper_params: HyperParameters,
     settings: ExperimentSettings | None = None,
@@ -200,14 +206,10 @@ def price(
     num_instances: int = 5,  # Whose prompts are built
 ) -> Price:
     "What a run of `hyper_params` will cost, at most; nothing is sent"
-    hp = hyper_params
-    scenario = scenarios[hp.scenario](hp, settings or ExperimentSettings())
-    protocol = build_protocol_handler(hp)
+    scenario = scenarios[hyper_params.scenario](hyper_params, settings or ExperimentSettings())
+    protocol = build_protocol_handler(hyper_params)
     train, test = datasets or build_datasets(scenario)
     instances = [texts_of(scenario, train, i) for i in range(min(num_instances, len(train)))]
-    games = episode_counts(hp, len(train), len(test))
-
-    def of(agent):
-        return price_of_agent(scenario, protocol, agent, instances, games)
-
-    return Price([of(agent) for agent in protocol.agent_names], *games)
+    counts = episode_counts(hyper_params, len(train), len(test))
+    agents = [price_of_agent(scenario, protocol, agent, instances, *counts) for agent in protocol.agent_names]
+    return Price(agents, *counts)
