@@ -20,12 +20,11 @@ from typer.core import TyperCommand, TyperGroup
 from . import __version__
 
 # %% auto #0
-__all__ = ['commands', 'RunName', 'Device', 'Seed', 'runs', 'data', 'repeat_options', 'Command', 'Group', 'parse_changes',
-           'command', 'run_names', 'preset_names', 'print_version', 'root', 'RunCommand', 'run_demo', 'run_file',
-           'print_result', 'resume_run', 'reproduce_run', 'show_registered', 'run_bench', 'evaluate_run',
-           'compare_runs', 'list_runs', 'label_run', 'import_run', 'export_run', 'push_run', 'read_transcripts',
-           'analyse_run', 'serve_models', 'make_data', 'import_data', 'inject_data', 'app_notebook', 'serve_builder',
-           'is_user_error', 'main']
+__all__ = ['commands', 'RunName', 'Device', 'Seed', 'runs', 'data', 'repeat_options', 'Command', 'Group', 'command', 'run_names',
+           'preset_names', 'print_version', 'root', 'RunCommand', 'run_demo', 'run_file', 'print_result', 'resume_run',
+           'reproduce_run', 'show_registered', 'run_bench', 'evaluate_run', 'compare_runs', 'list_runs', 'label_run',
+           'import_run', 'export_run', 'push_run', 'read_transcripts', 'analyse_run', 'serve_models', 'make_data',
+           'import_data', 'inject_data', 'app_notebook', 'serve_builder', 'is_user_error', 'main']
 
 # %% ../nbs/95_cli/00_cli.ipynb #c005
 def repeat_options(command, words: list[str]) -> list[str]:
@@ -55,21 +54,7 @@ class Group(TyperGroup):
     def parse_args(self, ctx, args):
         return super().parse_args(ctx, repeat_options(self, args))
 
-# %% ../nbs/95_cli/00_cli.ipynb #c006
-def parse_changes(pairs: list[str]) -> dict:
-    "`['rl.lr=0.001', 'seed=3']` → `{'rl.lr': 0.001, 'seed': 3}`; raises `ParameterError`"
-    from nip.parameters.serialization import read_value
-    from nip.parameters.validation import ParameterError
-
-    changes = {}
-    for pair in pairs:
-        name, sign, value = pair.partition("=")
-        if not sign:
-            raise ParameterError("--set", pair, "must be NAME=VALUE")
-        changes[name] = read_value(value)
-    return changes
-
-# %% ../nbs/95_cli/00_cli.ipynb #c009
+# %% ../nbs/95_cli/00_cli.ipynb #c007
 commands = Typer(cls=Group, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
                        context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
 
@@ -97,7 +82,7 @@ RunName = Annotated[str, Argument(metavar="RUN", help="Name of a run, or its fol
 Device = Annotated[str, Option(help="Torch device")]
 Seed = Annotated[int | None, Option(help="Another seed")]
 
-# %% ../nbs/95_cli/00_cli.ipynb #c010
+# %% ../nbs/95_cli/00_cli.ipynb #c008
 def print_version(asked: bool) -> None:
     if asked:
         print(f"nip {__version__}")
@@ -111,7 +96,7 @@ def root(
 ):  # fmt: skip
     "Neural interactive proofs: provers, verifiers, and what they learn."
 
-# %% ../nbs/95_cli/00_cli.ipynb #c012
+# %% ../nbs/95_cli/00_cli.ipynb #c010
 class RunCommand(Command):
     "`nip run`, whose help names the presets"
 
@@ -147,6 +132,7 @@ def run_file(
     dry_run: Annotated[bool, Option("--dry-run", help="Print the hyper-parameters and stop")] = False,
 ):  # fmt: skip
     "Train what a file of hyper-parameters describes, or a preset, or --set alone"
+    from nip.experiments.as_code import parse_changes
     from nip.experiments.presets import preset, presets
     from nip.experiments.run import run_experiment
     from nip.parameters.hyper_params import HyperParameters, changed
@@ -175,7 +161,7 @@ def print_result(result) -> int:
     print(f"\n{result.status}: {result.run_dir}")
     return 0 if result.status == "finished" else 130
 
-# %% ../nbs/95_cli/00_cli.ipynb #c014
+# %% ../nbs/95_cli/00_cli.ipynb #c012
 @command(commands, "resume", "nip resume my-run")
 def resume_run(
     run: RunName,
@@ -224,7 +210,7 @@ def run_bench(
 
     bench(workload, iterations, device, threads, json)
 
-# %% ../nbs/95_cli/00_cli.ipynb #c016
+# %% ../nbs/95_cli/00_cli.ipynb #c014
 @command(commands, "evaluate", "nip evaluate my-run", "nip evaluate my-run --attack-iterations 0", rich_help_panel="Results")  # fmt: skip
 def evaluate_run(
     run: RunName,
@@ -257,7 +243,7 @@ def compare_runs(
     if figure:
         print(f"\nPicture: {found.save(figure)}")
 
-# %% ../nbs/95_cli/00_cli.ipynb #c018
+# %% ../nbs/95_cli/00_cli.ipynb #c016
 runs = Typer(cls=Group, invoke_without_command=True)
 commands.add_typer(runs, name="runs", rich_help_panel="Results")
 
@@ -292,7 +278,7 @@ def list_runs(
     table = shown.where(shown.notna(), "").to_string(index=False, float_format="{:.3f}".format)
     print(table if len(found) else "no runs")
 
-# %% ../nbs/95_cli/00_cli.ipynb #c019
+# %% ../nbs/95_cli/00_cli.ipynb #c017
 @command(runs, "label", "nip runs label my-run --add good --remove first --notes 'a try'")
 def label_run(
     run: RunName,
@@ -342,7 +328,7 @@ def push_run(
     settings = ExperimentSettings(wandb_project=project, wandb_entity=entity, run_id=Path(run).name)
     find_run(run).push(tracker, settings)
 
-# %% ../nbs/95_cli/00_cli.ipynb #c021
+# %% ../nbs/95_cli/00_cli.ipynb #c019
 @command(commands, "transcripts", "nip transcripts my-run --ended wrong --reward 'prover>=1' --limit 3", rich_help_panel="Language models")  # fmt: skip
 def read_transcripts(
     run: RunName,
@@ -393,6 +379,7 @@ def serve_models(
     set: Annotated[list[str], Option("--set", metavar="NAME=VALUE…", help="Of fine-tuning: learning_rate=0.001 lora.rank=4")] = [],
 ):  # fmt: skip
     "Serve local models under OpenAI's routes (chat, files, fine-tuning jobs); Ctrl-C ends it"
+    from nip.experiments.as_code import parse_changes
     from nip.language_models.fine_tuning import FineTuningParameters
     from nip.language_models.server import serve
     from nip.parameters.hyper_params import changed
@@ -400,7 +387,7 @@ def serve_models(
     parameters = FineTuningParameters(**changed({}, parse_changes(set)))
     serve(models, host, port, api_key, folder=folder, device=device, dtype=dtype, threads=threads, batch_size=batch_size, parameters=parameters)  # fmt: skip
 
-# %% ../nbs/95_cli/00_cli.ipynb #c023
+# %% ../nbs/95_cli/00_cli.ipynb #c021
 data = Typer(cls=Group, no_args_is_help=True, help="Make and import data sets")
 commands.add_typer(data, name="data")
 
@@ -414,6 +401,7 @@ def make_data(
 ):  # fmt: skip
     "Make (or find in the cache) a data set of pairs of graphs"
     from nip.data.graphs import load_graph_pairs, make_dataset
+    from nip.experiments.as_code import parse_changes
 
     if set or test:
         train = parse_changes(set)
@@ -448,6 +436,7 @@ def inject_data(
 ):  # fmt: skip
     "Make a set of right and wrong programs: a language model hides mistakes, and tests prove them"
     from nip.data.bug_injection import BugInjectionParameters, inject_bugs, testable_problems
+    from nip.experiments.as_code import parse_changes
     from nip.parameters.hyper_params import chat_models
     from nip.parameters.validation import ParameterError
 
@@ -457,7 +446,7 @@ def inject_data(
     file = inject_bugs(chat_models[provider](model), testable_problems(source, split), folder, parameters, split)  # fmt: skip
     print(f"{file}\nUse it by dataset={str(file.parent)!r}")
 
-# %% ../nbs/95_cli/00_cli.ipynb #c025
+# %% ../nbs/95_cli/00_cli.ipynb #c023
 def app_notebook(source: str) -> dict:
     "A notebook that shows the builder at `source`, with the run store of the folder where it is called"
     from nip.runs.store import RunStore
@@ -491,7 +480,7 @@ def serve_builder(
         except KeyboardInterrupt:
             return 0
 
-# %% ../nbs/95_cli/00_cli.ipynb #c028
+# %% ../nbs/95_cli/00_cli.ipynb #c026
 def is_user_error(error: BaseException) -> bool:
     "Whether `error` is of a kind that we raise on purpose: our own classes, files, packages, and values that our code refuses"
     if type(error).__module__.split(".")[0] in ("nip", "typer", "yaml", "json", "zipfile"):

@@ -9,53 +9,55 @@ import ast
 import json
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
 from .presets import presets
 from ..parameters.hyper_params import AgentsParameters, HyperParameters, changed
 from ..parameters.serialization import as_yaml, read_value, write_value
 from ..parameters.validation import ParameterError, Parameters, Spec, differs, family, plain
-from types import UnionType
-from typing import Any, Union, get_args, get_origin
 
 # %% auto #0
-__all__ = ['WIDTH', 'DICTS', 'classes', 'spoken', 'agent_spoken', 'agents_spoken', 'literal', 'python_call', 'known_classes',
-           'value_of', 'from_python', 'short_yaml', 'addresses', 'changes_from', 'said_fully', 'command_line',
-           'command', 'from_command']
+__all__ = ['WIDTH', 'DICTS', 'classes', 'non_defaults', 'agent_non_defaults', 'agents_non_defaults', 'literal', 'python_call',
+           'known_classes', 'value_of', 'is_hyper_params_call', 'from_python', 'short_yaml', 'dotted', 'changes_from',
+           'command', 'command_line', 'parse_changes', 'from_command']
 
-# %% ../../nbs/93_experiments/07_as_code.ipynb #c006
+# %% ../../nbs/93_experiments/07_as_code.ipynb #c005
 def classes(hint) -> list[type[Parameters]]:
     "The classes of parameters that a type hint allows"
     members = get_args(hint) if get_origin(hint) in (Union, UnionType) else [hint]
     return [m for m in members if isinstance(m, type) and issubclass(m, Parameters)]
 
 
-def spoken(value, spec: Spec | None = None):
-    "A value as plain data, without what goes without saying"
+def non_defaults(value, spec: Spec | None = None):
+    "A value as plain data, without what is as by default"
     if isinstance(value, AgentsParameters):
-        return agents_spoken(value)
+        return agents_non_defaults(value)
+    if isinstance(value, tuple):
+        return value
     if not isinstance(value, Parameters):
-        return plain(value) if not isinstance(value, tuple) else value
-    said = {n: spoken(getattr(value, n), s) for n, s in value._specs().items() if differs(value, n)}
+        return plain(value)
+    found = {n: non_defaults(getattr(value, n), s) for n, s in value._specs().items() if differs(value, n)}
+    is_clear = spec is None or classes(spec.hint) == [type(value)]
+    return found if is_clear else {"_type": type(value).__name__} | found
+
+# %% ../../nbs/93_experiments/07_as_code.ipynb #c007
+def agent_non_defaults(params: Parameters, base: type[Parameters]) -> dict[str, Any]:
+    "Parameters of one agent as plain data; `base` is the class that its scenario takes by default"
+    if type(params) is base:
+        return non_defaults(params)
     return (
-        said
-        if spec is None or classes(spec.hint) == [type(value)]
-        else {"_type": type(value).__name__} | said
+        {"is_random": True} if params.is_random else {"_type": type(params).__name__} | non_defaults(params)
     )
 
-# %% ../../nbs/93_experiments/07_as_code.ipynb #c008
-def agent_spoken(params: Parameters, base: type[Parameters]) -> dict[str, Any]:
-    "Parameters of one agent as plain data"
-    if type(params) is base:
-        return spoken(params)
-    return {"is_random": True} if params.is_random else {"_type": type(params).__name__} | spoken(params)
 
-
-def agents_spoken(agents: AgentsParameters) -> dict[str, Any]:
+def agents_non_defaults(agents: AgentsParameters) -> dict[str, Any]:
     "Parameters of all agents as plain data"
-    said = {name: agent_spoken(params, agents._base) for name, params in agents.items()}
-    return {name: d for name, d in said.items() if d or name != "_default"}
+    found = {name: agent_non_defaults(params, agents._base) for name, params in agents.items()}
+    return {name: d for name, d in found.items() if d or name != "_default"}
 
-# %% ../../nbs/93_experiments/07_as_code.ipynb #c011
+# %% ../../nbs/93_experiments/07_as_code.ipynb #c010
 WIDTH = 100  # Of a line of code
 
 
@@ -63,38 +65,30 @@ def literal(value, indent: int = 0) -> str:
     "Plain data as Python code, in lines of at most `WIDTH` where that is possible"
     if isinstance(value, float) and not math.isfinite(value):
         return f"float('{value}')"
+    if isinstance(value, str) and value.isprintable():
+        return json.dumps(value, ensure_ascii=False)
     if not isinstance(value, Mapping | list | tuple) or not value:
-        return (
-            json.dumps(value, ensure_ascii=False)
-            if isinstance(value, str) and value.isprintable()
-            else repr(value)
-        )
-    is_dict = isinstance(value, Mapping)
+        return repr(value)
     inner = indent + 4
-    left, right = "{}" if is_dict else "[]" if isinstance(value, list) else "()"
-
-    def item(depth):
-        return (
-            [f"{literal(k)}: {literal(v, depth)}" for k, v in value.items()]
-            if is_dict
-            else [literal(v, depth) for v in value]
-        )
-
-    line = ", ".join(item(inner)) + ("," if isinstance(value, tuple) and len(value) == 1 else "")
+    if isinstance(value, Mapping):
+        left, right = "{}"
+        items = [f"{literal(k)}: {literal(v, inner)}" for k, v in value.items()]
+    else:
+        left, right = "[]" if isinstance(value, list) else "()"
+        items = [literal(v, inner) for v in value]
+    line = ", ".join(items) + ("," if isinstance(value, tuple) and len(value) == 1 else "")
     if len(line) + indent + 20 <= WIDTH and "\n" not in line:
         return f"{left}{line}{right}"
     pad = "\n" + " " * inner
-    return f"{left}{pad}{f',{pad}'.join(item(inner))},\n{' ' * indent}{right}"
+    return f"{left}{pad}{f',{pad}'.join(items)},\n{' ' * indent}{right}"
 
-# %% ../../nbs/93_experiments/07_as_code.ipynb #c013
-def python_call(
-    hyper_params: HyperParameters,
-) -> str:  # Needs no import but that of `HyperParameters`
-    "The call that makes `hyper_params`"
-    arguments = [f"    {name}={literal(value, 4)},\n" for name, value in spoken(hyper_params).items()]
+# %% ../../nbs/93_experiments/07_as_code.ipynb #c012
+def python_call(hyper_params: HyperParameters) -> str:
+    "The call that makes `hyper_params`; it needs no import but that of `HyperParameters`"
+    arguments = [f"    {name}={literal(value, 4)},\n" for name, value in non_defaults(hyper_params).items()]
     return f"HyperParameters(\n{''.join(arguments)})"
 
-# %% ../../nbs/93_experiments/07_as_code.ipynb #c016
+# %% ../../nbs/93_experiments/07_as_code.ipynb #c015
 DICTS = ("dict", "AgentsParameters")  # Calls that make dicts
 
 
@@ -108,80 +102,67 @@ def value_of(node: ast.expr) -> Any:
     match node:
         case ast.Dict():
             return {value_of(k): value_of(v) for k, v in zip(node.keys, node.values)}
-        case ast.List() | ast.Tuple():
-            return {ast.List: list, ast.Tuple: tuple}[type(node)](map(value_of, node.elts))
+        case ast.List():
+            return [value_of(element) for element in node.elts]
+        case ast.Tuple():
+            return tuple(value_of(element) for element in node.elts)
         case ast.Call(func=ast.Name("float"), args=[ast.Constant(str(text))]):
             return float(text)
         case ast.Call(func=ast.Name(name) | ast.Attribute(attr=name), args=[]) if name in known_classes():
-            said = {k.arg: value_of(k.value) for k in node.keywords}
-            return said if name in DICTS else {"_type": name} | said
+            given = {k.arg: value_of(k.value) for k in node.keywords}
+            return given if name in DICTS else {"_type": name} | given
     try:
         return ast.literal_eval(node)
     except ValueError:
         raise ValueError(f"{ast.unparse(node)!r} is not a value, but something to be run") from None
 
-# %% ../../nbs/93_experiments/07_as_code.ipynb #c017
+
+def is_hyper_params_call(node: ast.AST) -> bool:
+    "Whether the node of a program is a call of `HyperParameters`"
+    if not isinstance(node, ast.Call):
+        return False
+    return "HyperParameters" in (getattr(node.func, "id", None), getattr(node.func, "attr", None))
+
+
 def from_python(
     text: str,  # Holds a call `HyperParameters(…)`; what is around it is passed over
 ) -> HyperParameters:
     "The hyper-parameters that a call makes; raises `ValueError` where there is none, `ParameterError` as the call would"
     try:
-        nodes = list(ast.walk(ast.parse(text.strip())))
+        tree = ast.parse(text.strip())
     except SyntaxError as error:
         raise ValueError(f"this is not Python: {error.msg}, line {error.lineno}") from None
-
-    def named(f):
-        return getattr(f, "id", getattr(f, "attr", None)) == "HyperParameters"
-
-    calls = [node for node in nodes if isinstance(node, ast.Call) and named(node.func)]
+    calls = [node for node in ast.walk(tree) if is_hyper_params_call(node)]
     if len(calls) != 1:
         raise ValueError(f"there must be one call HyperParameters(…) in the text, not {len(calls)}")
-    names = list(HyperParameters.__signature__.parameters)
-    given = dict(zip(names, map(value_of, calls[0].args)))
+    given = dict(zip(HyperParameters.__signature__.parameters, map(value_of, calls[0].args)))
     return HyperParameters.from_dict(given | {k.arg: value_of(k.value) for k in calls[0].keywords})
 
-# %% ../../nbs/93_experiments/07_as_code.ipynb #c020
+# %% ../../nbs/93_experiments/07_as_code.ipynb #c018
 def short_yaml(hyper_params: HyperParameters) -> str:
-    "YAML that `HyperParameters.from_yaml` reads, without what goes without saying"
-    return as_yaml(spoken(hyper_params))
+    "YAML that `HyperParameters.from_yaml` reads, without what is as by default"
+    return as_yaml(non_defaults(hyper_params))
 
-# %% ../../nbs/93_experiments/07_as_code.ipynb #c023
-def addresses(said: Mapping[str, Any]) -> dict[str, Any]:
-    "Dotted address → value, of what `spoken` says; an agent is one value"
+# %% ../../nbs/93_experiments/07_as_code.ipynb #c021
+def dotted(nested: Mapping[str, Any]) -> dict[str, Any]:
+    "Dotted address → value, of what `non_defaults` gives; an agent is one value"
     flat = {}
-    for name, value in said.items():
-        inside = isinstance(value, Mapping) and value and "_type" not in value
-        flat |= {f"{name}.{k}": v for k, v in value.items()} if inside else {name: value}
+    for name, value in nested.items():
+        is_group = isinstance(value, Mapping) and value and "_type" not in value
+        flat |= {f"{name}.{k}": v for k, v in value.items()} if is_group else {name: value}
     return flat
 
 
 def changes_from(base: HyperParameters, hyper_params: HyperParameters) -> dict[str, Any]:
     "Dotted address → value, of what has to be changed in `base`"
-    where = {path: hyper_params.get(path) for path in hyper_params.diff(base)}
-
-    def agent(path):
-        return path.startswith("agents.") and path.count(".") == 1
-
-    return {path: agent_spoken(v, hyper_params.agents._base) if agent(path) else said_fully(v) for path, v in where.items()}  # fmt: skip
-
-
-def said_fully(value):
-    "A value as plain data, with the class of parameters"
-    return value.to_dict() if isinstance(value, Parameters) else spoken(value)
-
-# %% ../../nbs/93_experiments/07_as_code.ipynb #c024
-def command_line(hyper_params: HyperParameters) -> str:
-    "The shortest `nip run` that runs `hyper_params`"
-    asked = {None: addresses(spoken(hyper_params))}
-    for name in presets:
-        try:
-            base = presets[name]()
-            changes = changes_from(base, hyper_params)
-            if base.replace(changes) == hyper_params:
-                asked[name] = changes
-        except ParameterError:
-            continue  # cannot be reached from there
-    return min((command(name, changes) for name, changes in asked.items()), key=len)
+    changes = {}
+    for path in hyper_params.diff(base):
+        value = hyper_params.get(path)
+        if path.startswith("agents.") and path.count(".") == 1:
+            changes[path] = agent_non_defaults(value, hyper_params.agents._base)
+        else:
+            changes[path] = value.to_dict() if isinstance(value, Parameters) else non_defaults(value)
+    return changes
 
 
 def command(preset: str | None, changes: Mapping[str, Any]) -> str:
@@ -190,17 +171,38 @@ def command(preset: str | None, changes: Mapping[str, Any]) -> str:
     return shlex.join(["nip", "run", *([preset] if preset else []), *(["--set", *words] if words else [])])
 
 
+def command_line(hyper_params: HyperParameters) -> str:
+    "The shortest `nip run` that runs `hyper_params`"
+    commands = [command(None, dotted(non_defaults(hyper_params)))]
+    for name in presets:
+        base = presets[name]()
+        try:
+            changes = changes_from(base, hyper_params)
+            if base.replace(changes) == hyper_params:
+                commands.append(command(name, changes))
+        except ParameterError:
+            continue  # cannot be reached from there
+    return min(commands, key=len)
+
+# %% ../../nbs/93_experiments/07_as_code.ipynb #c023
+def parse_changes(pairs: Iterable[str]) -> dict[str, Any]:
+    "`['rl.lr=0.001', 'seed=3']` → `{'rl.lr': 0.001, 'seed': 3}`; raises `ParameterError`"
+    changes = {}
+    for pair in pairs:
+        path, sign, value = pair.partition("=")
+        if not sign:
+            raise ParameterError("--set", pair, "must be NAME=VALUE")
+        changes[path] = read_value(value)
+    return changes
+
+
 def from_command(text: str) -> HyperParameters:
     "The hyper-parameters that a `nip run` of `command_line` would run; raises `ValueError` for another command"
     words = shlex.split(text)
     name = words.pop(2) if len(words) > 2 and words[2][:1] != "-" else None
-    if (
-        words[:2] != ["nip", "run"]
-        or words[2:3] not in ([], ["--set"])
-        or not all("=" in w for w in words[3:])
-    ):
+    if words[:2] != ["nip", "run"] or words[2:3] not in ([], ["--set"]):
         raise ValueError("the command must be: nip run [PRESET] [--set NAME=VALUE …]")
     if name and name not in presets:
         raise ParameterError("preset", name, "is not a preset", presets.names())
-    changes = {path: read_value(v) for path, v in (word.split("=", 1) for word in words[3:])}
+    changes = parse_changes(words[3:])
     return presets[name]().replace(changes) if name else HyperParameters.from_dict(changed({}, changes))

@@ -9,49 +9,50 @@ from ..core.registry import Registry
 from ..parameters.hyper_params import HyperParameters
 
 # %% auto #0
-__all__ = ['presets', 'QUICK', 'QUICK_VERIFIER', 'QUICK_PROVER', 'TINY', 'SMALL', 'LOOKS', 'preset', 'graph_isomorphism_quick',
-           'solo_verifier_quick', 'zero_knowledge_quick', 'parity_quick', 'even_numbers_quick', 'even_numbers_malt',
-           'code_validation_quick', 'image_classification_quick']
+__all__ = ['presets', 'QUICK', 'QUICK_VERIFIER', 'QUICK_PROVER', 'EPISODES', 'TINY', 'SMALL', 'GLIMPSE', 'preset',
+           'message_rounds', 'graph_isomorphism_quick', 'solo_verifier_quick', 'zero_knowledge_quick', 'parity_quick',
+           'even_numbers_quick', 'even_numbers_malt', 'code_validation_quick', 'image_classification_quick']
 
 # %% ../../nbs/93_experiments/06_presets.ipynb #c005
 presets = Registry("preset")
 
 
-def preset(name: str, **changes) -> HyperParameters:
-    "The hyper-parameters registered as `name`, with changes (as for `HyperParameters.replace`)"
+def preset(
+    name: str,
+    **changes,  # As for `HyperParameters.replace`
+) -> HyperParameters:
+    "The hyper-parameters registered as `name`, with changes; raises `UnknownName` or `ParameterError`"
     return presets[name]().replace(**changes)
 
-
-# Provers learn at a tenth of the verifier's rate: early verdicts are noise, and a prover in a hurry learns that.
+# %% ../../nbs/93_experiments/06_presets.ipynb #c025
+# Provers learn at a tenth of the verifier's rate: early verdicts are noise, and a fast prover learns that.
 QUICK = dict(activation_function="relu", gnn_readout="every_layer", use_gin_batch_norm=True, use_dual_gnn=False, num_transformer_layers=0,
              pair_difference="log", message_features="exchange", d_decider=64, d_value=64)  # fmt: skip
 QUICK_VERIFIER = dict(QUICK, num_gnn_layers=2, d_gnn=64, node_selector="uniform")
-QUICK_PROVER = dict(
-    QUICK,
-    num_gnn_layers=5,
-    d_gnn=32,
-    node_selector="likeness",
-    hide_last_message=True,
-    agent_lr_factor={"actor": 0.1},
-)
+QUICK_PROVER = dict(QUICK, num_gnn_layers=5, d_gnn=32, node_selector="likeness", hide_last_message=True, agent_lr_factor={"actor": 0.1})  # fmt: skip
+# Iterations of 256 whole episodes, at a learning rate that falls to zero
+EPISODES = {"frames_per_batch": None, "rollouts_per_iteration": 256, "anneal_lr": True, "gamma": 1.0}
+
+
+def message_rounds(rounds: int) -> dict[str, dict]:
+    "Groups of parameters with which protocols that leave the number of rounds open have just so many"
+    fixed = {"max_message_rounds": rounds, "min_message_rounds": rounds}
+    return {f"{name}_protocol": fixed for name in ("nip", "debate", "mnip")}
 
 
 @presets.register("graph_isomorphism_quick")
 def graph_isomorphism_quick() -> HyperParameters:
     "Two questions about two graphs: learned in minutes; works with any protocol"
-    two_questions = {"max_message_rounds": 5, "min_message_rounds": 5}
     return HyperParameters(
         "graph_isomorphism", "vanilla_ppo", "er10000", "nip", d_representation=64,
-        agents={"verifier": QUICK_VERIFIER, "_default": QUICK_PROVER},
-        nip_protocol=two_questions, debate_protocol=two_questions, mnip_protocol=two_questions,
-        rl={"frames_per_batch": None, "rollouts_per_iteration": 256, "num_iterations": 120, "minibatch_size": 256, "lr": 2e-3,
-            "anneal_lr": True, "gamma": 1.0, "critic_trains_body": False, "num_test_iterations": 3},
+        agents={"verifier": QUICK_VERIFIER, "_default": QUICK_PROVER}, **message_rounds(5),
+        rl=EPISODES | {"num_iterations": 120, "minibatch_size": 256, "lr": 2e-3, "critic_trains_body": False, "num_test_iterations": 3},
         ppo={"entropy_eps": 0.001, "critic_coef": 0.5})  # fmt: skip
 
 
 @presets.register("solo_verifier_quick")
 def solo_verifier_quick() -> HyperParameters:
-    "The verifier of `graph_isomorphism_quick`, with nobody to ask; it plays as many games"
+    "The verifier of `graph_isomorphism_quick`, with nobody to ask; it plays as many episodes"
     return graph_isomorphism_quick().replace(interaction_protocol="solo_verifier")
 
 
@@ -65,14 +66,10 @@ def zero_knowledge_quick() -> HyperParameters:
 
 @presets.register("parity_quick")
 def parity_quick() -> HyperParameters:
-    "One word about a row of blocks: learned in seconds, with any protocol"
-    one_word = {"max_message_rounds": 2, "min_message_rounds": 2}
+    "One message about a row of blocks: learned in seconds, with any protocol"
     return HyperParameters(
-        "parity", "vanilla_ppo", "parity4", "adp", protocol_common={"verifier_first": False},
-        nip_protocol=one_word, debate_protocol=one_word, mnip_protocol=one_word,
-        rl={"frames_per_batch": None, "rollouts_per_iteration": 256, "num_iterations": 60, "minibatch_size": 256, "lr": 3e-3,
-            "anneal_lr": True, "gamma": 1.0},
-        ppo={"entropy_eps": 0.01})  # fmt: skip
+        "parity", "vanilla_ppo", "parity4", "adp", protocol_common={"verifier_first": False}, **message_rounds(2),
+        rl=EPISODES | {"num_iterations": 60, "minibatch_size": 256, "lr": 3e-3}, ppo={"entropy_eps": 0.01})  # fmt: skip
 
 # %% ../../nbs/93_experiments/06_presets.ipynb #c007
 TINY = dict(model_provider="transformers", model_name="tiny-even-numbers", temperature=0.7, max_response_words=10, max_tokens_per_message=24,
@@ -98,12 +95,7 @@ def even_numbers_malt() -> HyperParameters:
          "fine_tuning": {"num_epochs": 3, "learning_rate_multiplier": 5.0, "dpo_beta": 0.5}})  # fmt: skip
 
 # %% ../../nbs/93_experiments/06_presets.ipynb #c009
-SMALL = dict(
-    model_provider="transformers",
-    model_name="smollm2-135m-instruct",
-    num_invalid_generation_retries=0,
-    repetition_penalty=1.1,
-)
+SMALL = dict(model_provider="transformers", model_name="smollm2-135m-instruct", num_invalid_generation_retries=0, repetition_penalty=1.1)  # fmt: skip
 
 
 @presets.register("code_validation_quick")
@@ -117,21 +109,18 @@ def code_validation_quick() -> HyperParameters:
         fine_tuning={"num_epochs": 1, "batch_size": 4, "learning_rate": 2e-3})  # fmt: skip
 
 # %% ../../nbs/93_experiments/06_presets.ipynb #c010
-LOOKS = dict(activation_function="relu", num_blocks_per_group=1, message_features="exchange", image_readout="max",
-             d_latent_pixel_selector=64, d_decider=64, d_value=64)  # fmt: skip
+GLIMPSE = dict(activation_function="relu", num_blocks_per_group=1, message_features="exchange", image_readout="max",
+               d_latent_pixel_selector=64, d_decider=64, d_value=64)  # fmt: skip
 
 
 @presets.register("image_classification_quick")
 def image_classification_quick() -> HyperParameters:
     "One look at a picture, where the prover points: learned in minutes; works with any protocol"
-    one_look = {"max_message_rounds": 3, "min_message_rounds": 3}
     begins_later = {"_type": "ContiguousPeriodicUpdateSchedule", "period": 10**6, "start": 10, "stop": 10**6}
     return HyperParameters(
         "image_classification", "vanilla_ppo", "digits", "adp", d_representation=64,
         image_classification={"num_block_groups": 2, "initial_num_channels": 8, "image_size": 10, "canvas_size": 24},
         dataset_options={"binarification_method": "select_two", "selected_classes": (1, 0)},
-        agents={"verifier": LOOKS | {"glimpse": 3}, "_default": LOOKS | {"update_schedule": begins_later}},
-        nip_protocol=one_look, debate_protocol=one_look, mnip_protocol=one_look,
-        rl={"frames_per_batch": None, "rollouts_per_iteration": 256, "num_iterations": 80, "minibatch_size": 64, "lr": 2e-3,
-            "anneal_lr": True, "gamma": 1.0, "critic_trains_body": False, "num_test_iterations": 3},
+        agents={"verifier": GLIMPSE | {"glimpse": 3}, "_default": GLIMPSE | {"update_schedule": begins_later}}, **message_rounds(3),
+        rl=EPISODES | {"num_iterations": 80, "minibatch_size": 64, "lr": 2e-3, "critic_trains_body": False, "num_test_iterations": 3},
         ppo={"entropy_eps": 0.01, "critic_coef": 0.5}, vanilla_ppo={"label_coef": 1.0})  # fmt: skip

@@ -6,10 +6,14 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from fastcore.meta import delegates
 from functools import partial
+from pathlib import Path
+
+from fastcore.meta import delegates
+from tqdm import tqdm
+
 from ..agents.checkpoints import completed
 from ..analysis.evaluation import evaluate
 from .run import run_experiment
@@ -18,19 +22,17 @@ from ..parameters.settings import ExperimentSettings
 from ..parameters.validation import ParameterError
 from ..runs.run import Run
 from ..runs.store import RunStore
-from tqdm import tqdm
 
 # %% auto #0
-__all__ = ['finished', 'run_one', 'run_all']
+__all__ = ['finished_run', 'run_one', 'attempt', 'outcomes', 'run_all']
 
-# %% ../../nbs/93_experiments/13_sweep.ipynb #c006
-def finished(store: RunStore, run_id: str, hyper_params: dict) -> Run | None:
-    "The finished run `run_id` of these hyper-parameters, if there is one"
+# %% ../../nbs/93_experiments/13_sweep.ipynb #c005
+def finished_run(store: RunStore, run_id: str, hyper_params: HyperParameters) -> Run | None:
+    "The finished run `run_id` of these hyper-parameters, if there is one; raises `ParameterError` if it has others"
     if run_id not in store:
         return None
     run = store.open(run_id)
-    settings = ExperimentSettings(run_store=store, run_id=run_id)
-    asked = completed(HyperParameters.from_dict(hyper_params), settings)
+    asked = completed(hyper_params, ExperimentSettings(run_store=store, run_id=run_id))
     if HyperParameters.from_dict(run.hyper_params) != asked:
         raise ParameterError(
             "run_id", run_id, f"is the name of a run with other hyper-parameters, in {store.root.name}"
@@ -39,59 +41,60 @@ def finished(store: RunStore, run_id: str, hyper_params: dict) -> Run | None:
 
 
 def run_one(run_id: str, hyper_params: dict, root: str, settings: dict, evaluation: dict | None) -> str:
-    "Run, unless it has been, and evaluate, unless it has been; in words, what happened"
+    "Run and evaluate one experiment, unless that has been done; what was done, to be read"
     silent = partial(tqdm, disable=True)
-    store = RunStore(root)
-    run = finished(store, run_id, hyper_params)
+    asked = HyperParameters.from_dict(hyper_params)
+    run = finished_run(RunStore(root), run_id, asked)
     done = []
     if run is None:
-        run = run_experiment(
-            HyperParameters.from_dict(hyper_params),
-            run_store=root,
-            run_id=run_id,
-            tqdm_func=silent,
-            **settings,
-        ).run
+        run = run_experiment(asked, run_store=root, run_id=run_id, tqdm_func=silent, **settings).run
         done.append("run")
     if evaluation is not None and not (run.dir / "evaluation.json").exists():
         evaluate(run, progress=silent, **evaluation)
         done.append("evaluated")
     return " and ".join(done) or "was there already"
 
-# %% ../../nbs/93_experiments/13_sweep.ipynb #c008
+# %% ../../nbs/93_experiments/13_sweep.ipynb #c007
+def attempt(job: Callable[[], str]) -> str | Exception:
+    "What a job gives, or the error that it raises"
+    try:
+        return job()
+    except Exception as error:  # noqa: BLE001 the other experiments are run all the same
+        return error
+
+
+def outcomes(jobs: Mapping[str, Callable[[], str]], workers: int) -> Iterator[tuple[str, str | Exception]]:
+    "Run id and what was done, or the error, as experiments end"
+    if not workers:
+        for run_id, job in jobs.items():
+            yield run_id, attempt(job)
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(job): run_id for run_id, job in jobs.items()}
+        for future in as_completed(futures):
+            yield futures[future], attempt(future.result)
+
+
 @delegates(ExperimentSettings)
 def run_all(
     experiments: Mapping[str, HyperParameters],  # Run id → hyper-parameters
-    run_store=None,  # Where runs are kept: a folder or a `RunStore`; None: ./runs
+    run_store: str | Path | RunStore | None = None,  # Where runs are kept; None: `$NIP_RUNS`, or ./runs
     workers: int = 2,  # Experiments at a time; 0: one after the other, in this process
     evaluation: Mapping | None = None,  # Arguments of `evaluate`; None: no evaluation
     **kwargs,
 ) -> dict[str, Run | Exception]:  # Run id → its run, or why there is none
     "Run what has not been run, `workers` at a time; other arguments are settings of `run_experiment`"
     store = RunStore(run_store)
-    outcome = {}
     store.root.mkdir(parents=True, exist_ok=True)
-    jobs = {run_id: (hp.to_dict(), str(store.root), kwargs, evaluation) for run_id, hp in experiments.items()}
+    jobs = {
+        run_id: partial(run_one, run_id, hp.to_dict(), str(store.root), kwargs, evaluation)
+        for run_id, hp in experiments.items()
+    }
+    found = {}
     with tqdm(total=len(jobs), desc="experiments", unit="run") as bar:
-        for run_id, error, done in _each(jobs, workers):
-            outcome[run_id] = error or store.open(run_id)
-            bar.set_postfix_str(f"{run_id} {'failed' if error else done}")
+        for run_id, done in outcomes(jobs, workers):
+            has_failed = isinstance(done, Exception)
+            found[run_id] = done if has_failed else store.open(run_id)
+            bar.set_postfix_str(f"{run_id} {'failed' if has_failed else done}")
             bar.update()
-    return {run_id: outcome[run_id] for run_id in experiments}
-
-
-def _attempt(job) -> tuple[Exception | None, str]:
-    try:
-        return None, job()
-    except Exception as error:  # noqa: BLE001 the other experiments go on
-        return error, ""
-
-
-def _each(jobs: Mapping, workers: int):
-    "Yields (run id, error, what happened) as experiments end"
-    if not workers:
-        yield from ((run_id, *_attempt(partial(run_one, run_id, *job))) for run_id, job in jobs.items())
-        return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(run_one, run_id, *job): run_id for run_id, job in jobs.items()}
-        yield from ((futures[f], *_attempt(f.result)) for f in as_completed(futures))
+    return {run_id: found[run_id] for run_id in experiments}
