@@ -13,10 +13,10 @@ from tqdm import tqdm
 from nip import HyperParameters, RunStore, prepare_experiment, preset, run_all, run_experiment
 from nip.agents.checkpoints import completed
 from nip.analysis.playback import player, trained
-from nip.parameters.validation import ParameterError
 from nip.experiments.reproduction import reproduce
 from nip.experiments.run import resume_experiment
 from nip.parameters.settings import ExperimentSettings
+from nip.parameters.validation import ParameterError
 from nip.runs.trackers import Tracker, trackers
 
 FEW = {"rl.num_iterations": 3, "rl.rollouts_per_iteration": 48, "rl.minibatch_size": 48, "rl.num_test_iterations": 2,

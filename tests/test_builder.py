@@ -7,12 +7,12 @@ import pytest
 
 from nip import HyperParameters, run_experiment
 from nip.builder.app import LANGUAGES, Builder, hyper_params_from
-from nip.parameters.validation import ParameterError, convert
 from nip.builder.form import Form, choices_of, example, members
-from nip.parameters.hyper_params import protocol_handlers, scenarios, trainers
-from nip.protocols.handler import register_protocol_handler
-from nip.experiments.presets import preset
 from nip.experiments.as_code import classes, command_line, python_call, short_yaml
+from nip.experiments.presets import preset
+from nip.parameters.hyper_params import protocol_handlers, scenarios, trainers
+from nip.parameters.validation import ParameterError, convert
+from nip.protocols.handler import register_protocol_handler
 
 WORDS = [
     "",

@@ -22,12 +22,20 @@ from chat_server import FAULTS, ChatServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nip.language_models.openai_client import Backoff, OpenAIModel, RequestRefused, ServerFailed, chat_model, register_endpoint, retry_after
-from nip.parameters.validation import ParameterError
+from nip.language_models.budget import Chat, Ledger, SpendingLimitReached, build_chat, store_of
 from nip.language_models.chat import ChatReply, ChatRequest, ReplyStore, Sampling, ScriptedModel
+from nip.language_models.openai_client import (
+    Backoff,
+    OpenAIModel,
+    RequestRefused,
+    ServerFailed,
+    chat_model,
+    register_endpoint,
+    retry_after,
+)
 from nip.parameters.hyper_params import chat_models
 from nip.parameters.settings import ExperimentSettings
-from nip.language_models.budget import Chat, Ledger, SpendingLimitReached, build_chat, store_of
+from nip.parameters.validation import ParameterError
 
 SECRET = "sk-very-secret-0123456789"
 REFUSED = {"400": "change the request", "401": "check the key in VLLM_API_KEY", "403": "may not use this model",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
+from nip.core.files import JsonLines
 from nip.data.bug_injection import (
     BugInjectionParameters,
     apps_problems,
@@ -19,8 +20,6 @@ from nip.data.bug_injection import (
     read_reply,
     testable_problems,
 )
-from nip.parameters.validation import ParameterError
-from nip.core.files import JsonLines
 from nip.data.code import (
     CodeValidationParameters,
     check_code_data,
@@ -31,10 +30,11 @@ from nip.data.code import (
     load_code_data,
     source_rows,
 )
-from nip.data.mutations import Edit, Problem, edits, human_eval_problems, prove
 from nip.data.dataset import DatasetParameters
-from nip.language_models.chat import ScriptedModel
+from nip.data.mutations import Edit, Problem, edits, human_eval_problems, prove
 from nip.data.sandbox import Limits, run_programs, sandbox_fault
+from nip.language_models.chat import ScriptedModel
+from nip.parameters.validation import ParameterError
 
 testable_problems.__test__ = False  # no test, whatever pytest makes of its name
 walls = pytest.mark.skipif(bool(sandbox_fault()), reason=f"there is no sandbox: {sandbox_fault()}")

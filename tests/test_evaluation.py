@@ -6,15 +6,15 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from nip.analysis.comparison import compare
 from nip.analysis.attack import Attack, attack_parameters, only_wrong
+from nip.analysis.comparison import compare
 from nip.analysis.evaluation import Evaluation, attacked, evaluate
 from nip.analysis.playback import player, trained
 from nip.episodes.statistics import Measure
-from nip.runs.store import find_run
+from nip.experiments.run import run_experiment
 from nip.parameters.hyper_params import HyperParameters, protocol_handlers, trainers
 from nip.parameters.validation import ParameterError
-from nip.experiments.run import run_experiment
+from nip.runs.store import find_run
 
 QUIET = partial(tqdm, disable=True)
 LEAST = {"passes": 1, "attack_iterations": 1, "attack_frames": 32, "progress": QUIET}

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from nip import HyperParameters, RunStore, build_scenario_instance, preset, run_experiment
 from nip.parameters.hyper_params import protocol_handlers, trainers
 from nip.parameters.validation import ParameterError
-from nip.training.game_gradients import ihvp_solvers, spg_variants
 from nip.text_training.trainer import TextRlTrainer
+from nip.training.game_gradients import ihvp_solvers, spg_variants
 from nip.training.trainer import TrainingError
 
 TINY = {"dataset": "test", "rl.num_iterations": 2, "rl.num_test_iterations": 1, "rl.frames_per_batch": 80}

@@ -11,13 +11,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from nip.language_models.fine_tuning import FineTuningJob, FineTuningParameters, JobStatus, OpenAIFineTuner, preference_line, supervised_line
-from nip.language_models.chat import ChatRequest, Sampling
-from nip.language_models.local import TransformersModel, even_answer, even_question, local_model
-from nip.parameters.validation import ParameterError
-from nip.parameters.settings import ExperimentSettings
-from nip.agents.shared_models import FineTuningError, PureTextSharedModelGroup, await_jobs, build_shared_model_groups
+from nip.agents.shared_models import (
+    FineTuningError,
+    PureTextSharedModelGroup,
+    await_jobs,
+    build_shared_model_groups,
+)
 from nip.agents.text_agent import PureTextAgentParameters
+from nip.language_models.chat import ChatRequest, Sampling
+from nip.language_models.fine_tuning import (
+    FineTuningJob,
+    FineTuningParameters,
+    JobStatus,
+    OpenAIFineTuner,
+    preference_line,
+    supervised_line,
+)
+from nip.language_models.local import TransformersModel, even_answer, even_question, local_model
+from nip.parameters.settings import ExperimentSettings
+from nip.parameters.validation import ParameterError
 
 pytest.importorskip("trl")
 pytest.importorskip("peft")

@@ -13,12 +13,12 @@ from nip.analysis.episode_view import Episode, EpisodeView, Rules
 from nip.analysis.human_player import HumanPlayer
 from nip.builder.play import Play
 from nip.builder.replay import EpisodeBrowser
-from nip.parameters.hyper_params import protocol_handlers, scenarios, trainers
 from nip.core.display import picture
-from nip.protocols.handler import build_protocol_handler
 from nip.experiments.presets import preset
-from nip.scenarios.build import build_scenario_instance, build_stages
+from nip.parameters.hyper_params import protocol_handlers, scenarios, trainers
 from nip.parameters.settings import ExperimentSettings
+from nip.protocols.handler import build_protocol_handler
+from nip.scenarios.build import build_scenario_instance, build_stages
 from nip.scenarios.text import TextScenario
 
 QUICK = {"rl.num_iterations": 1, "rl.rollouts_per_iteration": 16, "rl.minibatch_size": 16}

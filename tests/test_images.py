@@ -19,10 +19,10 @@ from nip import (
     resume_experiment,
     run_experiment,
 )
+from nip.agents.pretrained import PretrainedModel, embedding_key, pretrained_models, register_pretrained_model
 from nip.data.dataset import DatasetParameters
 from nip.data.images import image_sources, load_pictures
 from nip.parameters.hyper_params import protocol_handlers, trainers
-from nip.agents.pretrained import PretrainedModel, embedding_key, pretrained_models, register_pretrained_model
 from nip.parameters.settings import ExperimentSettings
 from nip.text_training.trainer import TextRlTrainer
 

@@ -12,9 +12,17 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from nip.parameters.validation import ParameterError, Parameters, UnknownParameter, family, param
-from nip.parameters.hyper_params import AgentsParameters, HyperParameters, agent_parameters, parameter_groups, protocol_handlers, scenarios, trainers
 from nip.core.registry import Registry
+from nip.parameters.hyper_params import (
+    AgentsParameters,
+    HyperParameters,
+    agent_parameters,
+    parameter_groups,
+    protocol_handlers,
+    scenarios,
+    trainers,
+)
+from nip.parameters.validation import ParameterError, Parameters, UnknownParameter, family, param
 
 settings.register_profile("nip", deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
 settings.load_profile("nip")

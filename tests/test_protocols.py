@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from nip import HyperParameters, build_scenario_instance
 from nip.agents.combined import CombinedPolicyHead
+from nip.experiments.run import run_experiment
 from nip.parameters.hyper_params import protocol_handlers
 from nip.parameters.validation import ParameterError
 from nip.protocols.handler import ACCEPT, NO_DECISION, build_protocol_handler
-from nip.experiments.run import run_experiment
 
 PROTOCOLS = sorted(name for name, cls in protocol_handlers.items() if cls.__module__.startswith("nip."))
 

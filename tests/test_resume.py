@@ -14,8 +14,8 @@ import torch
 from tqdm import tqdm
 
 from nip import HyperParameters, RunStore, run_experiment
-from nip.parameters.validation import ParameterError
 from nip.experiments.run import resume_experiment
+from nip.parameters.validation import ParameterError
 
 FEW = {"rl.num_iterations": 6, "rl.num_test_iterations": 1, "rl.frames_per_batch": None, "rl.rollouts_per_iteration": 24,
        "rl.num_epochs": 2, "rl.minibatch_size": 32, "rl.num_normalization_steps": 24, "rl.anneal_lr": True}  # fmt: skip

@@ -12,8 +12,16 @@ from pathlib import Path
 import pytest
 
 from nip.data import sandbox
+from nip.data.sandbox import (
+    Limits,
+    Program,
+    check_sandbox,
+    count_asserts,
+    run_program,
+    run_programs,
+    sandbox_fault,
+)
 from nip.parameters.validation import ParameterError
-from nip.data.sandbox import Limits, Program, check_sandbox, count_asserts, run_program, run_programs, sandbox_fault
 
 walls = pytest.mark.skipif(bool(sandbox_fault()), reason=f"there is no sandbox: {sandbox_fault()}")
 QUICK = Limits(seconds=5, seconds_per_assert=1, memory_mb=128, scratch_mb=4)

@@ -13,7 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from nip.language_models.fine_tuning import FineTuningJob, FineTuningParameters, OpenAIFineTuner, preference_line, supervised_line
+from nip.language_models.fine_tuning import (
+    FineTuningJob,
+    FineTuningParameters,
+    OpenAIFineTuner,
+    preference_line,
+    supervised_line,
+)
 from nip.language_models.local import even_answer, even_question, model_path
 
 openai = pytest.importorskip("openai")

@@ -17,7 +17,9 @@ def stopped_and_gone_on(folder, tracker: str):
         (0, 4, "interrupted", {}),
         (2, 5, "finished", {"test_accuracy": 0.75}),
     ):
-        run = RunStore(folder).begin(HYPER_PARAMS, {"wandb_project": "oversight"}, "run", active_trackers=[tracker])
+        run = RunStore(folder).begin(
+            HYPER_PARAMS, {"wandb_project": "oversight"}, "run", active_trackers=[tracker]
+        )
         for step in range(first, last):
             run.log(step, {"accuracy": torch.tensor(step + first / 8), "loss": math.nan, "who": "prover"})
             if step == 1:

@@ -16,27 +16,27 @@ from nip import (
     resume_experiment,
     run_experiment,
 )
-from nip.analysis.transcript_judge import Analysis, queries, rollout_analysers
-from nip.cli import main
-from nip.language_models.fine_tuning import JobStatus, ScriptedFineTuner
-from nip.experiments.cost import episode_counts, price, prompts_of, texts_of
-from nip.builder.play import Play
-from nip.builder.inspector import Inspector
-from nip.language_models.chat import ScriptedModel
-from nip.agents.prompts import ReplyFormat, ParsedReply
-from nip.protocols.handler import verdict_scales
-from nip.scenarios.build import build_scenario_instance
-from nip.parameters.settings import ExperimentSettings
-from nip.language_models.budget import SpendingLimitReached
-from nip.episodes.text_episodes import episode_specs, play_episodes
-from nip.analysis.human_player import HumanPlayer
-from nip.runs.store import RunStore
-from nip.runs.trackers import Tracker, register_tracker, trackers
-from nip.training.trainer import StopRequest
+from nip.agents.prompts import ParsedReply, ReplyFormat
 from nip.analysis.answer_trees import AnswerTree, node_positions
 from nip.analysis.episode_view import Episode, Rules
+from nip.analysis.human_player import HumanPlayer
+from nip.analysis.transcript_judge import Analysis, queries, rollout_analysers
 from nip.analysis.transcripts import ENDINGS, kept_episodes
+from nip.builder.inspector import Inspector
+from nip.builder.play import Play
+from nip.cli import main
 from nip.core.files import JsonLines
+from nip.episodes.text_episodes import episode_specs, play_episodes
+from nip.experiments.cost import episode_counts, price, prompts_of, texts_of
+from nip.language_models.budget import SpendingLimitReached
+from nip.language_models.chat import ScriptedModel
+from nip.language_models.fine_tuning import JobStatus, ScriptedFineTuner
+from nip.parameters.settings import ExperimentSettings
+from nip.protocols.handler import verdict_scales
+from nip.runs.store import RunStore
+from nip.runs.trackers import Tracker, register_tracker, trackers
+from nip.scenarios.build import build_scenario_instance
+from nip.training.trainer import StopRequest
 
 PROTOCOLS = ["nip", "adp", "debate", "mnip", "merlin_arthur", "solo_verifier", "multi_channel_test"]
 MADE_UP = {"_default": {"use_dummy_api": True}}

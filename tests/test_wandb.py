@@ -17,9 +17,9 @@ from tqdm import tqdm
 from wandb_server import ENTITY, WandbServer
 
 from nip import HyperParameters, RunStore, find_run, run_experiment
-from nip.parameters.validation import ParameterError
 from nip.experiments.run import resume_experiment
 from nip.parameters.settings import ExperimentSettings
+from nip.parameters.validation import ParameterError
 from nip.runs.run import Run
 from nip.runs.wandb import WandbTracker
 

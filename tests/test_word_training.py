@@ -8,8 +8,8 @@ from tqdm import tqdm
 
 from nip import HyperParameters, preset, resume_experiment, run_experiment
 from nip.language_models.fine_tuning import FineTuner, JobStatus
-from nip.language_models.local_fine_tuning import LocalFineTuner
 from nip.language_models.local import model_path
+from nip.language_models.local_fine_tuning import LocalFineTuner
 
 quiet = partial(tqdm, disable=True)
 run = partial(run_experiment, tqdm_func=quiet)

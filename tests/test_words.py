@@ -12,12 +12,11 @@ import pytest
 from tqdm import tqdm
 
 from nip import HyperParameters, ParameterError, resume_experiment, run_experiment
-from nip.protocols.messages import Turn
-from nip.agents.prompts import ReplyFormat, ParsedReply, headers, reply_format
-from nip.protocols.handler import verdict_scales
-from nip.protocols.handler import build_protocol_handler
-from nip.scenarios.build import build_scenario_instance
+from nip.agents.prompts import ParsedReply, ReplyFormat, headers, reply_format
 from nip.episodes.text_episodes import episode_specs, play_episodes
+from nip.protocols.handler import build_protocol_handler, verdict_scales
+from nip.protocols.messages import Turn
+from nip.scenarios.build import build_scenario_instance
 
 PROTOCOLS = ["nip", "adp", "debate", "mnip", "merlin_arthur", "solo_verifier", "multi_channel_test"]
 MADE_UP = {"_default": {"use_dummy_api": True}}
@@ -184,7 +183,11 @@ def test_speaker_names_are_shown_where_there_are_several(tmp_path):
     verifier = instance.agents["verifier"].whole.prompt_writer
     assert verifier.observation(Turn(1, "prover0", "prover0_channel", "No.")) == "Expert_1: No."
     prover = instance.agents["prover0"].whole.prompt_writer
-    assert prover.observation(Turn(0, "verifier", "prover0_channel", "Why?")) == "Verifier (for Expert_1): Why?"
-    assert prover.observation(Turn(0, "verifier", "prover1_channel", "Why?")) == "Verifier (for Expert_2): Why?"
+    assert (
+        prover.observation(Turn(0, "verifier", "prover0_channel", "Why?")) == "Verifier (for Expert_1): Why?"
+    )
+    assert (
+        prover.observation(Turn(0, "verifier", "prover1_channel", "Why?")) == "Verifier (for Expert_2): Why?"
+    )
     alone = build_scenario_instance(experiment("nip")).agents["verifier"].whole.prompt_writer
     assert alone.observation(Turn(1, "prover", "main", "Yes.")) == "Yes."

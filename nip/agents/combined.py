@@ -5,16 +5,18 @@
 # %% ../../nbs/60_agents/04_combined.ipynb #c002
 from __future__ import annotations
 
-import torch
 from collections.abc import Callable, Iterator
-from .parts import AgentPart
-from .text_agent import Reply, TextAgent, take_turns
-from ..protocols.handler import NO_DECISION, ProtocolHandler
-from ..protocols.messages import MessageSpace, Turn, objects
+
+import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.envs.utils import ExplorationType, exploration_type
+
+from .parts import AgentPart
+from .text_agent import Reply, TextAgent, take_turns
+from ..protocols.handler import NO_DECISION, ProtocolHandler
+from ..protocols.messages import MessageSpace, Turn, objects
 
 # %% auto #0
 __all__ = ['CHANNEL_AXIS', 'IMPOSSIBLE', 'CombinedAgentPart', 'CombinedBody', 'CombinedValueHead', 'is_possible', 'decision_mask',

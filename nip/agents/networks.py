@@ -5,14 +5,16 @@
 # %% ../../nbs/60_agents/05_networks.ipynb #c002
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
 from .parts import AgentParameters, AgentPart, PartContext
 from ..core.registry import Registry
 from ..parameters.validation import param
-from torch import Tensor, nn
 
 # %% auto #0
 __all__ = ['activations', 'message_selectors', 'make_mlp', 'initialise', 'RunningNorm', 'gathering_statistics', 'learning_mode',

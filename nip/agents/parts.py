@@ -5,15 +5,17 @@
 # %% ../../nbs/60_agents/00_parts.ipynb #c002
 from __future__ import annotations
 
-import torch
 from dataclasses import dataclass
 from functools import partial
 from html import escape
+
+import torch
+from torch import Tensor, nn
+
 from ..core.display import html_table
 from ..parameters.hyper_params import agent_parameters
 from ..parameters.validation import ParameterError, Parameters, param
 from ..protocols.messages import MessageSpace
-from torch import Tensor, nn
 
 # %% auto #0
 __all__ = ['UpdateSchedule', 'DIMENSIONS', 'LrFactors', 'ConstantUpdateSchedule', 'ContiguousPeriodicUpdateSchedule',

@@ -9,17 +9,19 @@ import hashlib
 import inspect
 import json
 import re
-import torch
-import torch.nn.functional as F
 from collections.abc import Iterable
 from functools import cached_property, partial
 from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tensordict import MemoryMappedTensor, TensorDict
+from torch import Tensor, nn
+
 from ..core.registry import Registry
 from ..data.dataset import Dataset, cached
 from ..parameters.validation import ParameterError
-from pathlib import Path
-from tensordict import MemoryMappedTensor, TensorDict
-from torch import Tensor, nn
 
 # %% auto #0
 __all__ = ['pretrained_models', 'ON_HUB', 'WIDTHS', 'PretrainedModel', 'source_of', 'register_pretrained_model',

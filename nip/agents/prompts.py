@@ -13,12 +13,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
+from pathlib import Path
+
 from ..core.registry import Registry
 from ..parameters.hyper_params import register_parameters
 from ..parameters.validation import ParameterError, Parameters, param
-from ..protocols.handler import ACCEPT, NO_DECISION, ProtocolHandler, REJECT, verdict_scales
+from ..protocols.handler import ACCEPT, NO_DECISION, REJECT, ProtocolHandler, verdict_scales
 from ..protocols.messages import Transcript, Turn
-from pathlib import Path
 
 # %% auto #0
 __all__ = ['DECISION', 'prompt_sets', 'VERIFIER', 'PROVER', 'LAST_TURN', 'BRIEF_VERIFIER', 'BRIEF_PROVER', 'human_names',

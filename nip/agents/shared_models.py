@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from html import escape
+from typing import Any
+
 from .text_agent import PureTextAgentParameters
 from ..core.display import html_table
 from nip.language_models.fine_tuning import (
@@ -20,7 +22,6 @@ from nip.language_models.fine_tuning import (
 )
 from ..parameters.settings import ExperimentSettings
 from ..parameters.validation import ParameterError
-from typing import Any
 
 # %% auto #0
 __all__ = ['SHARED', 'FineTuningError', 'PureTextSharedModelGroup', 'await_jobs', 'shared_members', 'build_shared_model_groups']

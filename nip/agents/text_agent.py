@@ -9,15 +9,17 @@ import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
+
 from fastcore.xml import B, Code, Div, to_xml
+from torch import Tensor
+
 from .parts import AgentParameters, PartContext, WholeAgent
 from .prompts import ParsedReply, PromptWriter, ReplyFormat, human_names, reply_format
 from ..core.seeds import derive_seed
 from ..language_models.chat import ChatModel, ChatReply, ChatRequest, Sampling
 from ..parameters.hyper_params import agent_parameters, chat_models
 from ..parameters.validation import param
-from torch import Tensor
-from typing import Any
 
 # %% auto #0
 __all__ = ['PureTextAgentParameters', 'Prompt', 'Reply', 'TextAgent', 'ask_models', 'take_turns']

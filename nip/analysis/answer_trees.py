@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
+
 from fastcore.basics import NotStr
 from fastcore.xml import Code, Details, Div, Span, Summary
-from .episode_view import Episode, EpisodeView, EpisodeTurn, markup
+
+from .episode_view import Episode, EpisodeTurn, EpisodeView, markup
 from ..core.display import boxed, picture, prose
 from ..episodes.rollouts import VERDICTS
-from typing import Any
 
 # %% auto #0
 __all__ = ['children_of', 'node_positions', 'AnswerTree']

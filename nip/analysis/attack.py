@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import math
-import torch
 from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
 from .playback import Trained, play, player, restore
 from ..core.seeds import derive_seed
 from ..data.dataset import Dataset
@@ -15,7 +18,6 @@ from ..episodes.statistics import Measure, share
 from ..parameters.hyper_params import HyperParameters
 from ..parameters.validation import Parameters
 from ..protocols.handler import build_protocol_handler
-from typing import Any
 
 # %% auto #0
 __all__ = ['ATTACK', 'ATTACK_EPISODES', 'fresh', 'frozen', 'without_zero_knowledge', 'attackers_for', 'attack_parameters',

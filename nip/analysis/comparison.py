@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from .evaluation import Evaluation
-from ..episodes.statistics import Measure
-from ..core.files import value_at
-from ..runs.store import RunStore, find_run
 from pathlib import Path
 from typing import Any
+
+from .evaluation import Evaluation
+from ..core.files import value_at
+from ..episodes.statistics import Measure
+from ..runs.store import RunStore, find_run
 
 # %% auto #0
 __all__ = ['WITH_INTERVAL', 'COLUMNS', 'PANELS', 'tested', 'cells', 'protocol_name', 'row_of', 'Comparison', 'compare']

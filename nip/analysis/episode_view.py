@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
+
 from fastcore.basics import NotStr
 from fastcore.xml import B, Br, Details, P, Span, Summary, to_xml
+from tensordict import TensorDictBase
+
 from ..agents.combined import decision_mask
 from ..core.display import STYLE, boxed, dot, html_table, prose, speaker_colours
 from ..episodes.rollouts import VERDICTS
@@ -20,8 +24,6 @@ from ..protocols.messages import MessageSpace
 from ..scenarios.build import build_datasets, message_spaces
 from ..scenarios.scenario import Scenario
 from ..scenarios.text import TextScenario
-from tensordict import TensorDictBase
-from typing import Any
 
 # %% auto #0
 __all__ = ['DECISIONS', 'Rules', 'EpisodeTurn', 'tensor_turns', 'Episode', 'markup', 'prompt_html', 'EpisodeView']

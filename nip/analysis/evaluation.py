@@ -6,11 +6,17 @@
 from __future__ import annotations
 
 import math
-import torch
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from html import escape
 from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
 from .attack import Attack, attack, attackers_for, without_zero_knowledge
 from .playback import PlayedEpisodes, Trained, play, play_frames, player, trained
 from ..core.display import html_table
@@ -24,10 +30,6 @@ from ..protocols.zero_knowledge import TWINS, ZeroKnowledge, likeness
 from ..runs.run import Run
 from ..runs.store import find_run
 from ..text_training.trainer import TextRlTrainer
-from pathlib import Path
-from tensordict import TensorDict
-from torch import Tensor
-from typing import Any
 
 # %% auto #0
 __all__ = ['PLOT_SIZE', 'HEADER', 'LABELS', 'IMITATION', 'KINDS', 'verdict_measures', 'worst_case', 'control', 'controls',

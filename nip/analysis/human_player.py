@@ -5,12 +5,15 @@
 # %% ../../nbs/92_analysis/07_human_player.ipynb #c002
 from __future__ import annotations
 
-import torch
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import count
+from typing import Any, NamedTuple
+
+import torch
 from fastcore.basics import NotStr
 from fastcore.xml import B, Details, P, Summary
-from itertools import count
+
 from ..agents.checkpoints import without_checkpoints
 from ..agents.combined import CombinedWhole, decision_mask
 from ..agents.prompts import ParsedReply
@@ -32,7 +35,6 @@ from ..runs.run import Run
 from ..scenarios.build import build_scenario_instance
 from ..scenarios.text import TextScenario
 from ..training.trainer import join_state
-from typing import Any, NamedTuple
 
 # %% auto #0
 __all__ = ['load_players', 'Entry', 'NetworkSeat', 'Keyboard', 'Person', 'TextSeat', 'HumanPlayer']

@@ -5,9 +5,13 @@
 # %% ../../nbs/92_analysis/02_playback.ipynb #c002
 from __future__ import annotations
 
-import torch
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
 from ..agents.checkpoints import without_checkpoints
 from ..agents.parts import substate
 from ..core.seeds import generator
@@ -20,8 +24,6 @@ from ..runs.run import Run
 from ..runs.store import find_run
 from ..scenarios.build import build_datasets, build_scenario_instance
 from ..training.trainer import join_state
-from tensordict import TensorDict
-from torch import Tensor
 
 # %% auto #0
 __all__ = ['Trained', 'check_plays', 'trained', 'player', 'restore', 'PlayedEpisodes', 'play', 'play_frames', 'restrict']

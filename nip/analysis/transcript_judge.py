@@ -9,7 +9,9 @@ import random
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ..agents.prompts import template_variables, human_names, render
+from typing import Any
+
+from ..agents.prompts import human_names, render, template_variables
 from .episode_view import Episode, Rules
 from .transcripts import Transcripts, display_order, kept_title
 from ..core.display import figure_for, html_table
@@ -22,7 +24,6 @@ from ..parameters.settings import ExperimentSettings
 from ..parameters.validation import ParameterError
 from ..runs.run import Run
 from ..scenarios.text import TextScenario
-from typing import Any
 
 # %% auto #0
 __all__ = ['rollout_analysers', 'ABOUT', 'SHOWN', 'QUESTIONS', 'JUDGE', 'ASKED', 'NUM_TRIES', 'RolloutAnalyser',

@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+
 from fastcore.basics import NotStr
 from fastcore.xml import Details, P, Summary
-from functools import cached_property
+
 from .episode_view import Episode, Rules, markup
 from ..core.display import STYLE, boxed
 from ..core.files import JsonLines
@@ -17,7 +20,6 @@ from ..parameters.hyper_params import HyperParameters
 from ..parameters.validation import ParameterError
 from ..runs.run import Run
 from ..runs.store import find_run, parse_condition
-from pathlib import Path
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'ENDINGS', 'display_order', 'kept_episodes', 'kept_title', 'check_choice', 'select_episodes',

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipywidgets as W
 import torch
+
 from ..analysis.human_player import Entry, HumanPlayer, load_players
 from ..analysis.transcripts import ENDINGS
 from .widgets import Notice, beside, button, control, toggles

@@ -5,8 +5,11 @@
 # %% ../../nbs/94_builder/02_replay.ipynb #c002
 from __future__ import annotations
 
-import ipywidgets as W
 from collections.abc import Iterable
+from pathlib import Path
+
+import ipywidgets as W
+
 from ..analysis.answer_trees import AnswerTree
 from ..analysis.episode_view import Episode
 from ..analysis.transcripts import ENDINGS, Transcripts, kept_title, select_episodes
@@ -14,7 +17,6 @@ from .widgets import Notice, beside, button, control
 from ..core.display import STYLE, boxed
 from ..episodes.rollouts import VERDICTS
 from ..runs.run import Run
-from pathlib import Path
 
 # %% auto #0
 __all__ = ['EVERYTHING', 'ANY', 'WHOLE', 'TranscriptBrowser', 'dropdown', 'field', 'EpisodeBrowser']

@@ -12,8 +12,9 @@ from functools import cache
 from html import escape
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from .display import html_table
 from typing import Any
+
+from .display import html_table
 
 # %% auto #0
 __all__ = ['COMPONENT_PACKAGES', 'nearest', 'UnknownName', 'component_modules', 'load_components', 'same_definition', 'Registry',

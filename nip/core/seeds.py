@@ -8,9 +8,10 @@ __all__ = ['derive_seed', 'generator', 'seeded']
 # %% ../../nbs/00_core/03_seeds.ipynb #c002
 import hashlib
 import threading
-import torch
 from contextlib import contextmanager
 from numbers import Integral
+
+import torch
 
 # %% ../../nbs/00_core/03_seeds.ipynb #c005
 def derive_seed(

@@ -17,7 +17,11 @@ import tokenize
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
 from filelock import FileLock
+from tqdm import tqdm
+
 from ..core.files import JsonLines
 from ..core.seeds import derive_seed
 from nip.data.code import (
@@ -30,8 +34,6 @@ from .mutations import Problem, human_eval_problems
 from .sandbox import Limits, Outcome, check_sandbox, run_programs
 from ..language_models.chat import ChatModel, ChatRequest, Sampling
 from ..parameters.validation import ParameterError, Parameters, param
-from pathlib import Path
-from tqdm import tqdm
 
 # %% ../../nbs/50_data/04_bug_injection.ipynb #c006
 SCRIPT_TESTS = """

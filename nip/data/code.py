@@ -10,23 +10,25 @@ __all__ = ['RECORD', 'APPS_DIFFICULTIES', 'code_sources', 'HUB_SETS', 'REVISIONS
 # %% ../../nbs/50_data/03_code.ipynb #c002
 import json
 import re
-import torch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from filelock import FileLock
 from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from tensordict import NonTensorStack, TensorDict
+from tqdm import tqdm
+
 from ..core.files import JsonLines
 from ..core.registry import Registry
 from ..core.seeds import derive_seed
 from .dataset import Dataset
-from .mutations import Edit, MISTAKES_KEPT, Problem, _digest, human_eval_problems, prove
+from .mutations import MISTAKES_KEPT, Edit, Problem, _digest, human_eval_problems, prove
 from .sandbox import Limits
 from ..parameters.hyper_params import register_parameters
 from ..parameters.validation import ParameterError, Parameters, param
-from pathlib import Path
-from tensordict import NonTensorStack, TensorDict
-from tqdm import tqdm
-from typing import Any
 
 # %% ../../nbs/50_data/03_code.ipynb #c007
 def find_mistakes(

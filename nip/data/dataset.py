@@ -8,21 +8,23 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import torch
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from filelock import FileLock
 from html import escape
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from tensordict import TensorDict
+from torch import Tensor
+
 from ..core.display import html_table
 from ..core.files import cache_dir
 from ..core.seeds import generator
 from ..parameters.hyper_params import register_parameters
 from ..parameters.validation import ParameterError, Parameters, param
-from pathlib import Path
-from tensordict import TensorDict
-from torch import Tensor
-from typing import Any
 
 # %% auto #0
 __all__ = ['BINARIFICATIONS', 'DatasetParameters', 'chosen_pair', 'binarify', 'chosen_rows', 'cached', 'Dataset', 'DataCycler']

@@ -5,20 +5,22 @@
 # %% ../../nbs/50_data/05_graphs.ipynb #c002
 from __future__ import annotations
 
-import numpy as np
 import re
-import torch
-import yaml
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from tensordict import TensorDict
+from tqdm import tqdm
+
 from ..core.display import marked
 from ..core.files import atomic_write, cache_dir
 from ..core.seeds import derive_seed
 from .dataset import Dataset, cached
 from ..parameters.validation import ParameterError, Parameters, param
-from pathlib import Path
-from tensordict import TensorDict
-from tqdm import tqdm
 
 # %% auto #0
 __all__ = ['MAX_POOL', 'PATIENCE', 'KINDS', 'wl_colours', 'multiset_hashes', 'wl_scores', 'GraphRecipe', 'random_graphs',

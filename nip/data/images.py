@@ -6,21 +6,23 @@
 from __future__ import annotations
 
 import hashlib
-import numpy as np
 import re
-import torch
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import NonTensorData, TensorDict
+from tqdm import tqdm
+
 from ..core.display import marked
 from ..core.files import cache_dir
 from ..core.registry import Registry
 from ..core.seeds import generator
 from .dataset import Dataset, DatasetParameters, binarify, cached, chosen_rows
 from ..parameters.validation import ParameterError
-from pathlib import Path
-from tensordict import NonTensorData, TensorDict
-from tqdm import tqdm
-from typing import Any
 
 # %% auto #0
 __all__ = ['image_sources', 'KINDS', 'HIDDEN', 'ImageSource', 'read_digits', 'fake_images', 'read_fake', 'hub_source',

@@ -11,11 +11,12 @@ import ast
 import re
 from collections.abc import Iterator
 from hashlib import sha256
+from operator import itemgetter
+from typing import Any, NamedTuple
+
 from ..core.registry import Registry
 from ..core.seeds import derive_seed
 from .sandbox import Outcome, Program, run_programs
-from operator import itemgetter
-from typing import Any, NamedTuple
 
 # %% ../../nbs/50_data/02_mutations.ipynb #c005
 class Problem(NamedTuple):

@@ -24,12 +24,14 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
-from ..parameters.validation import ParameterError, Parameters, param
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from threading import Event, Timer
-from tqdm import tqdm
 from typing import NamedTuple
+
+from tqdm import tqdm
+
+from ..parameters.validation import ParameterError, Parameters, param
 
 # %% ../../nbs/50_data/01_sandbox.ipynb #c006
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from .validation import ParameterError
 from typing import Any, NamedTuple
+
+from .validation import ParameterError
 
 # %% ../../nbs/10_parameters/01_conversions.ipynb #c006
 def version_tuple(

@@ -12,6 +12,9 @@ from copy import deepcopy
 from dataclasses import MISSING, dataclass, fields
 from html import escape
 from inspect import Parameter, Signature
+from pathlib import Path
+from typing import Any
+
 from ..core.registry import AnyCase, Registry, nearest
 from .conversions import up_to_date
 from .serialization import as_yaml, file_format, read_value, text_of, write_text
@@ -31,8 +34,6 @@ from nip.parameters.validation import (
     unlike,
     valid_hint,
 )
-from pathlib import Path
-from typing import Any
 
 # %% auto #0
 __all__ = ['scenarios', 'trainers', 'protocol_handlers', 'parameter_groups', 'agent_parameters', 'chat_models', 'build_agent',

@@ -8,11 +8,13 @@ __all__ = ['NUMBER', 'LINE_ENDS', 'FORMATS', 'read_value', 'write_value', 'as_ya
 # %% ../../nbs/10_parameters/02_serialization.ipynb #c002
 import math
 import re
-import yaml
 from collections.abc import Mapping
-from .validation import plain
 from pathlib import Path
 from typing import Any
+
+import yaml
+
+from .validation import plain
 
 # %% ../../nbs/10_parameters/02_serialization.ipynb #c003
 class _Loader(yaml.SafeLoader):

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import logging
 import threading
-import torch
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from .validation import ParameterError, Parameters, param, plain
 from pathlib import Path
+from typing import Any
+
+import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
-from typing import Any
+
+from .validation import ParameterError, Parameters, param, plain
 
 # %% auto #0
 __all__ = ['ExperimentSettings', 'check_device', 'torch_threads', 'exact_attention']

@@ -16,13 +16,14 @@ from html import escape
 from inspect import getsource
 from io import StringIO
 from itertools import chain
-from ..core.display import html_table
-from ..core.registry import Registry, nearest, same_definition
 from numbers import Integral, Real
 from textwrap import dedent
 from tokenize import COMMENT, generate_tokens
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from ..core.display import html_table
+from ..core.registry import Registry, nearest, same_definition
 
 # %% auto #0
 __all__ = ['BOUNDS', 'ACCEPTED', 'IN_WORDS', 'META', 'valid_hint', 'ParameterError', 'UnknownParameter', 'join_path', 'param',

@@ -8,6 +8,7 @@ __all__ = ['BASE_RUN_TYPES', 'BaseRunParameters', 'base_run_of', 'kept', 'warn_o
 # %% ../../nbs/20_runs/04_base_run.ipynb #c002
 import warnings
 from dataclasses import dataclass
+
 from ..parameters.hyper_params import AgentsParameters, HyperParameters, register_parameters
 from ..parameters.validation import ParameterError, Parameters, param
 from .run import Run

@@ -10,6 +10,7 @@ import json
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
+
 from ..core.files import numbers
 from ..parameters.validation import ParameterError
 from .trackers import Tracker, register_tracker

@@ -10,11 +10,12 @@ import os
 import platform
 import subprocess
 import sys
-import torch
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import torch
 
 # %% ../../nbs/20_runs/02_provenance.ipynb #c005
 PACKAGES = ("nip", "torch", "torchrl", "tensordict", "numpy")

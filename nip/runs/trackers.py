@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from ..core.registry import Registry
 from pathlib import Path
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from ..core.registry import Registry
 
 if TYPE_CHECKING:
     from nip.runs.run import Run, RunFolders

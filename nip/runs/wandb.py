@@ -12,17 +12,19 @@ import json
 import os
 import re
 import shutil
-import yaml
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
+from secrets import token_hex
+from threading import Thread
+
+import yaml
+
 from ..core.files import atomic_write, flat, numbers, read_env, to_json_value, whole_folder
 from ..parameters.validation import ParameterError, plain
 from .run import Run, RunFolders
 from .trackers import Tracker, register_tracker
-from pathlib import Path
-from secrets import token_hex
-from threading import Thread
 
 # %% ../../nbs/20_runs/05_wandb.ipynb #c004
 def is_offline() -> bool:

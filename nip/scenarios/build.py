@@ -29,9 +29,9 @@ from .scenario import Scenario
 
 # %% auto #0
 __all__ = ['PART_MAKERS', 'RANDOM_PARTS', 'ScenarioInstance', 'load_dataset', 'build_datasets', 'build_protocol',
-           'load_train_dataset', 'load_test_dataset', 'build_message_spaces', 'part_classes', 'build_agent',
-           'embed_datasets', 'share_models', 'build_environments', 'combine_parts', 'stages_of', 'stage_names',
-           'build_stages', 'build_scenario_instance']
+           'load_train_dataset', 'load_test_dataset', 'message_spaces', 'build_message_spaces', 'part_classes',
+           'build_agent', 'embed_datasets', 'share_models', 'build_environments', 'combine_parts', 'stages_of',
+           'stage_names', 'build_stages', 'build_scenario_instance']
 
 # %% ../../nbs/80_scenarios/01_build.ipynb #c007
 @dataclass
@@ -149,13 +149,18 @@ def load_test_dataset(instance: ScenarioInstance) -> Dataset:
     return instance.test_dataset
 
 
-def build_message_spaces(instance: ScenarioInstance) -> list[MessageSpace | TextSpace]:
+def message_spaces(scenario: Scenario, *datasets: Dataset) -> list[MessageSpace | TextSpace]:
     "What agents can say: the scenario's own messages, and numbers if the hyper-parameters ask for them"
-    hp = instance.hyper_params
-    instance.message_spaces = [instance.scenario.message_space(instance.train_dataset, instance.test_dataset)]
+    spaces = [scenario.message_space(*datasets)]
+    hp = scenario.hyper_params
     if hp.include_linear_message_space:
-        linear = MessageSpace("linear_message_selected", (hp.d_linear_message_space,), "linear")
-        instance.message_spaces.append(linear)
+        spaces.append(MessageSpace("linear_message_selected", (hp.d_linear_message_space,), "linear"))
+    return spaces
+
+
+def build_message_spaces(instance: ScenarioInstance) -> list[MessageSpace | TextSpace]:
+    "The message spaces of an instance whose data are there"
+    instance.message_spaces = message_spaces(instance.scenario, instance.train_dataset, instance.test_dataset)
     return instance.message_spaces
 
 # %% ../../nbs/80_scenarios/01_build.ipynb #c005

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from tensordict import TensorDict
 
-from ..agents.prompts import ReplyFormat, ParsedReply, PromptWriter, reply_format
+from ..agents.prompts import ParsedReply, PromptWriter, ReplyFormat, reply_format
 from ..agents.text_agent import PureTextAgentParameters
 from ..core.seeds import generator
 from ..data.dataset import Dataset

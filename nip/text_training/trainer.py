@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from ..agents.prompts import ReplyFormat, ParsedReply
+from ..agents.prompts import ParsedReply, ReplyFormat
 from ..agents.shared_models import await_jobs
 from ..core.files import JsonLines, atomic_write
 from ..core.seeds import derive_seed

@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from ..agents.combined import log_prob_and_entropy, decision_mask
+from ..agents.combined import decision_mask, log_prob_and_entropy
 from ..parameters.hyper_params import register_parameters
 from ..parameters.validation import Parameters, param
 from nip.training.losses import (

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from ..agents.checkpoints import to_load
-from ..agents.combined import IMPOSSIBLE, ActionSampler, is_possible, decision_mask
+from ..agents.combined import IMPOSSIBLE, ActionSampler, decision_mask, is_possible
 from ..agents.networks import ObservationNorm, RunningNorm, gathering_statistics, learning_mode
 from ..agents.parts import LrFactors
 from ..core.registry import Registry
