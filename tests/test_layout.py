@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-import nip
-
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ["core", "parameters", "runs", "protocols", "language_models", "data", "agents", "episodes", "scenarios", "training",
             "text_training", "analysis", "experiments", "builder", "cli"]  # fmt: skip

@@ -254,7 +254,7 @@ def test_games_of_words_are_told_to_trackers(run):
 def test_from_a_terminal(run, monkeypatch, capsys):
     monkeypatch.setenv("NIP_RUNS", str(run.dir.parent))
     assert main(["transcripts", "debate", "--limit", "2", "--seen-by", "prover0"]) == 0
-    assert "label" not in capsys.readouterr().out.split("games out of")[0]
+    assert "label" not in capsys.readouterr().out.split("episodes out of")[0]
     assert (
         main(["transcripts", "debate", "--games", "000001", "--ended", "right", "--reward", "verifier>0"])
         == 0

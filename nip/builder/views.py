@@ -20,7 +20,6 @@ from ..agents.combined import CombinedAgentPart
 from ..agents.parts import Agent, AgentPart, with_dimensions
 from ..analysis.episode_view import Episode, Rules
 from .replay import EpisodeBrowser
-from .widgets import html_widget
 from ..core.display import as_html, html_part, html_table, picture
 from ..core.seeds import derive_seed
 from ..data.dataset import Dataset

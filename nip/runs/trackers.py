@@ -21,10 +21,10 @@ __all__ = ['trackers', 'Tracker', 'register_tracker']
 class Tracker:
     "Is called at each event of a run; override the events of interest"
 
-    def prepare(self, run_id: str, store: "RunFolders", hyper_params, settings):
+    def prepare(self, run_id: str, store: RunFolders, hyper_params, settings):
         "Before anything is written: raise an error to refuse the run, or bring its folder into `store`"
 
-    def start(self, run: "Run", hyper_params, settings):
+    def start(self, run: Run, hyper_params, settings):
         "The run begins, or is resumed"
 
     def log(self, step: int, metrics: Mapping[str, Any]):

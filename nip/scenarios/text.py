@@ -92,7 +92,7 @@ class TextScenario(Scenario):
     @classmethod
     def check_parameters(cls, hyper_params) -> None:
         "Raise `ParameterError` for what words cannot do, and for templates that cannot be filled in"
-        super(TextScenario, cls).check_parameters(hyper_params)
+        super().check_parameters(hyper_params)
         only = {
             "protocol_common.zero_knowledge": False,
             "include_linear_message_space": False,
