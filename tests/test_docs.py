@@ -25,7 +25,7 @@ def test_site_has_a_page_for_each_notebook():
         for module in modules
     }
     assert {"index", "tutorials/own_protocol", "experiments/first_experiment"} | reference <= pages
-    assert "turn_table" in (ROOT / "_docs" / "reference" / "protocols" / "handler.html").read_text(
+    assert "turn_table" in (ROOT / "_docs" / "reference" / "protocols" / "drawing.html").read_text(
         encoding="utf-8"
     )
     for page in sorted(pages):

@@ -67,7 +67,7 @@ def margin(name: str, numbers=range(5000, 5032)) -> float:
     chat, total = TransformersModel(name), 0.0
     model = local_model(chat.base)
     for n in numbers:
-        (line,) = model.lines([ChatRequest(tuple(even_question(n)))], 1)
+        (line,) = model.drafts([ChatRequest(tuple(even_question(n)))], 1)
         for sign, verdict in ((1, None), (-1, OTHER[n % 2 == 0])):
             answer = model.tokenizer(even_answer(n, verdict))["input_ids"]
             with model.wearing(chat.adapters), torch.inference_mode():

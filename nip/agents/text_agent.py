@@ -159,7 +159,7 @@ class TextAgent(WholeAgent):
 
     def _repr_html_(self) -> str:
         name = human_names(self.prompt_writer.protocol)[self.agent_name]
-        model = ["no model: replies are random"]
+        model = ["no model: replies are made up"]
         if self.connect:
             model = [Code(self.model_name), f" of {self.context.params.model_provider}"]
         return to_xml(Div(B(type(self).__name__), f" of {self.agent_name}, called {name}: ", *model))

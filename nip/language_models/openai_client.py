@@ -282,9 +282,8 @@ class OpenAIModel(ChatModel):
         self.timeout = timeout
         self.backoff = backoff
         self.settings = settings or ExperimentSettings()
-        self.is_elsewhere = (
-            self.url != endpoint.home and not endpoint.is_own
-        )  # a server other than the provider's
+        # Whether the server is another than the provider's
+        self.is_elsewhere = self.url != endpoint.home and not endpoint.is_own
         self.names = {} if self.is_elsewhere else endpoint.names
 
     @property

@@ -20,7 +20,7 @@ PRICES: dict[str, tuple[float, float]] = {  # US dollars per million tokens read
 
 
 def price_of(name: str, provider: str = "OpenAI") -> tuple[float, float] | None:
-    "US dollars per million tokens that a provider's model reads, and writes, whatever its date or what is tuned on it; None: unknown"
+    "US dollars per million tokens read, and written, by a model, with any date or suffix of fine-tuning; None: unknown"
     from genai_prices import Usage, calc_price
 
     vendor, _, model = name.rpartition("/")

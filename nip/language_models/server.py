@@ -32,6 +32,15 @@ from .local_fine_tuning import LocalFineTuner, stop_processes
 from ..parameters.settings import ExperimentSettings
 from ..parameters.validation import ParameterError
 
+# %% auto #0
+__all__ = ['REASONS', 'routes', 'Server', 'Paging', 'Pending', 'Batcher', 'Body', 'joined_text', 'Message', 'ChatBody',
+           'nth_seed', 'logprobs_json', 'completion_json', 'stream_lines', 'ApiError', 'validation_error',
+           'error_response', 'ModelServer', 'server_of', 'Page', 'model_json', 'list_models', 'get_model',
+           'create_completion', 'create_file', 'list_files', 'get_file', 'get_content', 'delete_file', 'JobBody',
+           'json_lines', 'hyper_json', 'create_job', 'list_jobs', 'get_job', 'cancel_job', 'list_events', 'make_app',
+           'serve']
+
+# %% ../../nbs/40_language_models/07_server.ipynb #s002a
 try:
     import uvicorn
     from fastapi import APIRouter, Depends, FastAPI, Form, Query, Request, UploadFile
@@ -41,14 +50,6 @@ try:
     from starlette.exceptions import HTTPException
 except ImportError as error:
     raise ParameterError("serve", error.name, "is a missing package: pip install nip[serve]") from None
-
-# %% auto #0
-__all__ = ['REASONS', 'routes', 'Server', 'Paging', 'Pending', 'Batcher', 'Body', 'joined_text', 'Message', 'ChatBody',
-           'nth_seed', 'logprobs_json', 'completion_json', 'stream_lines', 'ApiError', 'validation_error',
-           'error_response', 'ModelServer', 'server_of', 'Page', 'model_json', 'list_models', 'get_model',
-           'create_completion', 'create_file', 'list_files', 'get_file', 'get_content', 'delete_file', 'JobBody',
-           'json_lines', 'hyper_json', 'create_job', 'list_jobs', 'get_job', 'cancel_job', 'list_events', 'make_app',
-           'serve']
 
 # %% ../../nbs/40_language_models/07_server.ipynb #s005
 @dataclass
