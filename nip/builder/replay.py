@@ -82,12 +82,13 @@ class EpisodeBrowser:
         self.which.observe(lambda change: self.open(), "value")
         for each in (self.seen_as, self.node):
             each.observe(lambda change: self.show(), "value")
-        self.filters = beside(*filters)
-        if self.transcripts is None and len(self.given) < 2:
-            self.filters.layout.display = "none"
+        several = self.transcripts is not None or len(self.given) > 1
         which = beside(self.which, self.back, self.on, self.seen_as, self.node)
         steps = beside(*self.steps.values(), self.where)
-        self.root = W.VBox([W.HTML(STYLE), self.filters, which, steps, self.notice, self.tree, self.picture])
+        shown = [W.HTML(STYLE), which, steps, self.notice, self.tree, self.picture]
+        if several:
+            shown.insert(1, beside(*filters))
+        self.root = W.VBox(shown)
         self.choose()
 
     def _repr_mimebundle_(self, **kwargs):
