@@ -4,7 +4,6 @@ import copy
 import math
 import pickle
 from dataclasses import dataclass
-from importlib.util import find_spec
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Union, get_args, get_origin
 
@@ -315,11 +314,6 @@ def test_registry_choices_are_open():
 # Combinations, which the components themselves refuse
 
 
-def needs(*modules):
-    missing = [module for module in modules if find_spec(module) is None]
-    return pytest.mark.skipif(bool(missing), reason=f"no {', '.join(missing)}")
-
-
 @given(
     st.sampled_from(["nip", "adp", "solo_verifier"]),
     st.sampled_from(["prove", "prover2", "judge", "Verifier"]),
@@ -350,7 +344,6 @@ def real(**parameters):
     return HyperParameters("graph_isomorphism", "vanilla_ppo", "test", **parameters)
 
 
-@needs("nip.graph_isomorphism", "nip.rl", "nip.ppo")
 @given(st.integers(1, 2000), st.integers(1, 12))
 def test_frames_divide_into_rounds(frames, rounds):
     parameters = {"rl": {"frames_per_batch": frames}, "nip_protocol": {"max_message_rounds": rounds}}
@@ -362,7 +355,6 @@ def test_frames_divide_into_rounds(frames, rounds):
         assert caught.value.path == "rl.frames_per_batch"
 
 
-@needs("nip.graph_isomorphism", "nip.rl", "nip.ppo")
 def test_assignments_are_held_against_the_components():
     hp = real()
     with pytest.raises(ParameterError, match=r"^rl\.frames_per_batch: .* got 1001"):
@@ -372,7 +364,6 @@ def test_assignments_are_held_against_the_components():
         hp.validate()
 
 
-@needs("nip.graph_isomorphism", "nip.solo")
 def test_random_agents_cannot_be_supervised():
     agents = {"prover": {"is_random": True}}
     assert HyperParameters("graph_isomorphism", "vanilla_ppo", "test", agents=agents).agents.named == [
@@ -382,7 +373,6 @@ def test_random_agents_cannot_be_supervised():
         HyperParameters("graph_isomorphism", "solo_agent", "test", agents=agents)
 
 
-@needs("nip.graph_isomorphism", "nip.ppo")
 @given(st.data())
 def test_real_experiments_round_trip(data):
     agents = {
